@@ -5,7 +5,7 @@ __all__ = ['sources', 'models', 'formats', 'progress', 'RESULT', 'BUNDLE', 'Cour
            'alt', 'home', 'build_once', 'Bundle', 'checksum', 'versions', 'save_bundle', 'writable_bundle',
            'open_bundle', 'open_model']
 
-# %% ../nbs/00_core.ipynb #f89b6c26
+# %% ../nbs/00_core.ipynb #ac3ee199
 import base64
 import difflib
 import hashlib
@@ -28,11 +28,11 @@ from filelock import FileLock
 from platformdirs import user_cache_dir
 from tqdm import tqdm
 
-# %% ../nbs/00_core.ipynb #54be615e
+# %% ../nbs/00_core.ipynb #f32c7d3a
 class CourseError(Exception):
     "Something the user can put right: the message says in one line what is wrong and what to do."
 
-# %% ../nbs/00_core.ipynb #eba715cd
+# %% ../nbs/00_core.ipynb #c3653525
 class Registry(dict):
     "A dictionary of named things; a decorator adds to it, and an unknown name is an error with suggestions."
 
@@ -65,14 +65,14 @@ class Registry(dict):
         hint = f"did you mean '{close[0]}'?" if close else f"choose from: {', '.join(sorted(self))}"
         raise CourseError(f"unknown {self.kind} '{name}': {hint}")
 
-sources = Registry("data source")  # name -> function(seed, **options) that returns splits
+sources = Registry("path or data set")  # name -> function(seed, **options) that returns splits
 models = Registry("model")         # name -> function(splits, **options) that returns a trained predictor
 formats = Registry("model format") # name -> function(bundle) that loads the predictor in it
 
-# %% ../nbs/00_core.ipynb #69d25039
+# %% ../nbs/00_core.ipynb #3b1e78f3
 progress = partial(tqdm, delay=2, leave=False, dynamic_ncols=True)  # as tqdm; `TQDM_DISABLE=1` switches all bars off
 
-# %% ../nbs/00_core.ipynb #fe96b3e7
+# %% ../nbs/00_core.ipynb #57ab41db
 RESULT = "application/vnd.course.result+json"
 _started = time.perf_counter()
 
@@ -98,7 +98,7 @@ def report(
     text = "\n".join(f"{name:<{width}}  {show(value)}" for name, value in {**plain, **cost}.items())
     display({RESULT: dict(results=plain, cost=cost), "text/plain": text}, raw=True)
 
-# %% ../nbs/00_core.ipynb #c80b0071
+# %% ../nbs/00_core.ipynb #aec4f05a
 def alt(
     fig,          # a matplotlib figure; it is closed afterwards
     text: str,    # what the picture shows, for people who cannot see it
@@ -116,7 +116,7 @@ def alt(
     display({"image/png": base64.b64encode(png).decode(), "text/plain": text},
             metadata={"image/png": {"alt": text}}, raw=True)
 
-# %% ../nbs/00_core.ipynb #47c75a51
+# %% ../nbs/00_core.ipynb #2f80035b
 def home() -> Path:
     "The folder for downloads and caches: `$COURSE_HOME`, else `datasets/` of the checkout, else the user's cache folder."
     checkout = Path(course_lib.__file__).resolve().parent.parent
@@ -140,7 +140,7 @@ def build_once(
             os.replace(part, path)
     return path
 
-# %% ../nbs/00_core.ipynb #dbd39d1f
+# %% ../nbs/00_core.ipynb #ab27d289
 @dataclass(frozen=True)
 class Bundle:
     "An opened bundle: a folder whose files match their checksums, and the description in its `model.json`."
