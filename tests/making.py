@@ -1,0 +1,98 @@
+"Small pictures and data sets for the tests, in every layout and with every fault."
+import io
+import json
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def scene(seed, height=48, width=64):
+    "A picture of soft blobs, uint8 [H, W, 3]; another seed, another picture."
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encoded(picture, kind="png", **options):
+    "The bytes of a picture file; `picture` is an array or a PIL picture."
+    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    picture.save(buffer := io.BytesIO(), format=kind, **options)
+    return buffer.getvalue()
+
+
+def png16(values, kind):
+    "A PNG of 16 bits per channel, which Pillow cannot write. kind: 2 is RGB, 4 is grey + alpha, 6 is RGBA."
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunk = lambda tag, data: struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def bomb():
+    "The start of a PNG that says it has 60,000 x 60,000 pixels."
+    data = struct.pack(">IIBBBBB", 60000, 60000, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + data + struct.pack(">I", zlib.crc32(b"IHDR" + data))
+
+
+def put(path, data):
+    "Write a file, with its folders."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def class_folders(root, classes=("cat", "dog"), n=8, start=0):
+    "Class folders with `n` pictures each, all different: cat/0.png, ..."
+    for k, name in enumerate(classes):
+        for i in range(n): put(Path(root) / name / f"{i}.png", encoded(scene(start + 1000 * k + i)))
+    return Path(root)
+
+
+def zipped(folder, path, prefix="", extra=()):
+    "A zip archive of `folder`; `extra` are (name, data) pairs."
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(Path(folder).rglob("*")):
+            if file.is_file(): archive.writestr(prefix + file.relative_to(folder).as_posix(), file.read_bytes())
+        for name, data in extra: archive.writestr(name, data)
+    return Path(path)
+
+
+BOXES = (("cat", (1, 1, 20, 20)), ("dog", (5, 5, 30, 30)))  # the objects of every made-up picture
+
+
+def voc_xml(boxes=BOXES, width=64, height=48, filename="0.png", root="annotation"):
+    "A VOC annotation, as text."
+    box = lambda values: "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), values))
+    objects = "".join(f"<object><name>{name}</name><bndbox>{box(values)}</bndbox></object>" for name, values in boxes)
+    size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+    return f"<{root}><filename>{filename}</filename>{size}{objects}</{root.split()[0]}>"
+
+
+def voc(root, n=12, lists=None, stem=str, xml=None):
+    "A VOC layout. lists: {'train': [0, 1, ...]}; stem(i) is the name of picture i; xml: {i: text or bytes}."
+    root, xml = Path(root), xml or {}
+    for i in range(n):
+        put(root / "JPEGImages" / f"{stem(i)}.png", encoded(scene(i)))
+        text = xml.get(i, voc_xml(filename=f"{stem(i)}.png"))
+        put(root / "Annotations" / f"{stem(i)}.xml", text if isinstance(text, bytes) else text.encode())
+    for name, numbers in (lists or {}).items():
+        put(root / "ImageSets" / "Main" / f"{name}.txt", "".join(f"{stem(i)}\n" for i in numbers).encode())
+    return root
+
+
+def coco(root, n=12, edit=None, name="annotations.json"):
+    "A COCO layout; edit(content) may spoil the json's content, or return another."
+    root = Path(root)
+    for i in range(n): put(root / "images" / f"{i}.png", encoded(scene(i)))
+    content = dict(images=[dict(id=i, file_name=f"{i}.png", width=64, height=48) for i in range(n)],
+                   categories=[dict(id=1, name="cat"), dict(id=2, name="dog")],
+                   annotations=[dict(id=2 * i + k, image_id=i, category_id=k + 1, bbox=[1, 1, 20 + k, 20])
+                                for i in range(n) for k in range(2)])
+    content = (edit(content) if edit else None) or content
+    put(root / name, json.dumps(content).encode())
+    return root

@@ -1,0 +1,587 @@
+"The dataset doctor: every fault is named with its file, nothing crashes, and a repaired copy is sound."
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from course_lib import data
+from course_lib.core import CourseError
+from course_lib.notebooks import checkout
+from making import BOXES, bomb, class_folders, coco, encoded, png16, put, scene, voc, voc_xml, zipped
+
+SHARED = checkout().parent / "shared" / "data"
+JPEG, PNG = encoded(scene(1), "jpeg", quality=90), encoded(scene(1))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setenv("COURSE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def prints(folder):
+    "What a folder or file holds, to see whether it was touched."
+    files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p): hashlib.sha1(p.read_bytes()).hexdigest() for p in files}
+
+
+def kinds(found): return {(f.level, f.kind) for f in found.findings}
+
+
+def named(found, level="error"): return {(f.kind, f.where) for f in found.findings if f.level == level}
+
+
+def attempt(act):
+    "What `act` returns, or the CourseError it raises: of one line, as all of them. Other errors fail the test."
+    try: return act()
+    except CourseError as error:
+        assert "\n" not in str(error)
+        return error
+
+
+def examine(spec, tmp_path, sound=True):
+    """The diagnosis, after everything was done to `spec` that can be done to data. Where nothing is wrong it must load;
+    the original is not touched; the repaired copy has no error and loads (unless it cannot be: `sound` is False)."""
+    before, fixed = prints(Path(spec)), tmp_path / "fixed"
+    found = attempt(lambda: data.check(spec))
+    loaded = attempt(lambda: data.load(spec))
+    if isinstance(found, data.Diagnosis):
+        json.dumps(found.as_dict())
+        assert str(len(found.errors)) in found.table() and all(f.where and f.what for f in found.findings)
+        assert found.errors or isinstance(loaded, data.Splits)
+    if isinstance(loaded, data.Splits):
+        for name in data.NAMES:
+            assert len(data.pixels(loaded[name], 8)) == len(loaded[name]) > 0
+            if loaded.task == data.SINGLE: assert sum(len(images) for images, _ in data.Batches(loaded[name], 8)) == len(loaded[name])
+    out = attempt(lambda: data.fix(spec, fixed))
+    assert prints(Path(spec)) == before
+    if sound:
+        assert out == fixed and data.check(fixed).errors == []
+        assert isinstance(data.load(fixed), data.Splits)
+    return found
+
+
+# class folders
+
+def mpo():
+    first, second = Image.fromarray(scene(31)), Image.fromarray(scene(32))
+    first.save(buffer := io.BytesIO(), format="mpo", save_all=True, append_images=[second])
+    return buffer.getvalue()
+
+
+def jpeg_with(exif): return encoded(scene(41), "jpeg", exif=exif)
+
+
+FAULTS = {  # what lies in cat/: (name, content, the level and kind of what is to be said about it; None: nothing bad)
+    "cut off": ("x.jpg", JPEG[:len(JPEG) // 2], ("error", "unreadable picture")),
+    "zero bytes": ("x.jpg", b"", ("error", "unreadable picture")),
+    "text": ("x.jpg", b"hello", ("error", "unreadable picture")),
+    "bomb": ("x.png", bomb(), ("error", "unreadable picture")),
+    "png with wrong bytes": ("x.png", PNG[:80] + b"????" + PNG[84:], ("error", "unreadable picture")),
+    "1 x 1": ("x.png", encoded(scene(51, 1, 1)), ("warning", "odd size")),
+    "very long": ("x.png", encoded(scene(52, 9, 3000)), ("warning", "odd size")),
+    "png named jpg": ("x.jpg", encoded(scene(53)), ("warning", "mislabelled file")),
+    "gif named jpg": ("x.jpg", encoded(scene(54), "gif"), ("warning", "mislabelled file")),
+    "ppm named png": ("x.png", encoded(scene(55), "ppm"), ("warning", "mislabelled file")),
+    "ico named bmp": ("x.bmp", encoded(scene(56), "ico"), ("warning", "mislabelled file")),
+    "gif": ("x.gif", encoded(scene(57), "gif"), ("warning", "unknown format")),
+    "heic": ("x.HEIC", b"?", ("warning", "unknown format")),
+    "cmyk": ("x.jpg", encoded(Image.fromarray(scene(58)).convert("CMYK"), "jpeg"), None),
+    "16-bit png": ("x.png", png16(scene(59).astype(np.uint16) * 257, 2), None),
+    "two pictures in a jpeg": ("x.jpg", mpo(), None),
+    "broken exif": ("x.jpg", jpeg_with(b"Exif\0\0garbage, as some cameras write it"), None),
+    "truncated exif": ("x.jpg", jpeg_with(b"Exif\0\0II*\0\x08\0\0\0\xff\xff ?"), None),
+    "upper case": ("X.JPEG", encoded(scene(64), "jpeg"), None), "unicode": ("ünï 猫 😀.png", encoded(scene(60)), None), "newline": ("x\ny.png", encoded(scene(61)), None),
+    "not utf-8": ("\udcff\udcfe.png", encoded(scene(62)), None), "quotes": ("it's \"x\" & <y>.png", encoded(scene(63)), None),
+    "hidden": (".x.png", b"?", None), "of a Mac": ("._x.jpg", b"?", None), "no picture": ("Thumbs.db", b"?", None),
+    "same in class": ("x.png", encoded(scene(3)), ("warning", "same picture")),
+    "same in class, other format": ("x.bmp", encoded(scene(3), "bmp"), ("warning", "same picture")),
+    "same in another class": ("x.png", encoded(scene(1003)), ("error", "same picture in two classes")),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_faults_in_class_folders(name, tmp_path):
+    file, content, expected = FAULTS[name]
+    folder = class_folders(tmp_path / "data")
+    try: put(folder / "cat" / file, content)
+    except (OSError, ValueError): pytest.skip("this file system does not take such a name")
+    found = examine(folder, tmp_path)
+    bad = {(f.level, f.kind) for f in found.findings if f.level != "note"}
+    assert bad == ({expected} if expected else set())
+    if expected: assert any("x." in (f.where + f.what).lower() for f in found.findings if (f.level, f.kind) == expected)
+
+
+@pytest.mark.parametrize("name", ["cut off", "zero bytes", "text", "1 x 1", "cmyk", "gif named jpg", "unicode", "newline", "upper case"])
+def test_faults_in_a_zip(name, tmp_path):
+    file, content, expected = FAULTS[name]
+    archive = zipped(class_folders(tmp_path / "data"), tmp_path / "data.zip", "wrapper/", [(f"wrapper/cat/{file}", content)])
+    bad = {(f.level, f.kind) for f in examine(archive, tmp_path).findings if f.level != "note"}
+    assert bad == ({expected} if expected else set())
+
+
+def test_the_folder_of_the_issue(tmp_path):
+    "All at once, with a class of one picture and an empty one."
+    folder, exif = class_folders(tmp_path / "data"), Image.Exif()
+    exif[0x0112] = 6
+    bad = {"broken é.jpg": JPEG[:len(JPEG) // 2], "zero bytes.jpg": b"", "a text 猫.jpg": b"hello"}
+    odd = {"1x1.png": encoded(scene(51, 1, 1)), "c m y k.jpg": FAULTS["cmyk"][1], "16.png": FAULTS["16-bit png"][1],
+           "turned.jpg": encoded(scene(70), "jpeg", exif=exif)}
+    for file, content in {**bad, **odd}.items(): put(folder / "cat" / file, content)
+    put(folder / "lonely" / "only one.png", encoded(scene(71)))
+    (folder / "empty").mkdir()
+    found = examine(folder, tmp_path, sound=False)
+    assert named(found) == {*[("unreadable picture", f"cat/{file}") for file in bad], ("class too small", "lonely"), ("empty class", "empty")}
+    assert ("odd size", "cat/1x1.png") in named(found, "warning")
+    with pytest.raises(CourseError, match="lonely"): data.load(folder)
+    assert named(data.check(tmp_path / "fixed")) == {("class too small", "lonely")}
+    (folder / "lonely" / "only one.png").unlink()
+    (folder / "lonely").rmdir()
+    splits = data.load(folder)
+    assert {f.where for f in splits.left_out if f.level == "error"} == {"empty", *[f"cat/{file}" for file in bad]}
+    names = {name for part in data.NAMES for name in splits[part].names}
+    assert names == {f"{c}/{i}.png" for c in ("cat", "dog") for i in range(8)} | {f"cat/{file}" for file in odd}
+
+
+def one_split(root): return class_folders(root / "train", n=9)
+
+
+def missing_in_valid(root):
+    for n, part in enumerate(data.NAMES): class_folders(root / part, ("cat", "dog") if part != "valid" else ("cat",), start=5000 * n)
+    return root
+
+
+def one_training_picture(root):
+    class_folders(root / "train", n=1)
+    class_folders(root / "test", n=4, start=5000)
+    return root
+
+
+def across(root):
+    for n, part in enumerate(data.NAMES): class_folders(root / part, start=5000 * n)
+    put(root / "test" / "cat" / "same.bmp", encoded(scene(2), "bmp"))
+    return root
+
+
+def imbalanced(root):
+    class_folders(root, ("cat",), n=40)
+    return class_folders(root, ("dog",), n=5, start=5000)
+
+
+def beside_splits(root):
+    missing = across(root)
+    (missing / "test" / "cat" / "same.bmp").unlink()
+    put(root / "more" / "cat" / "x.png", encoded(scene(9000)))
+    put(root / "train" / "y.png", encoded(scene(9001)))
+    return root
+
+
+WHOLES = {  # what is wrong with the whole: (maker, what is to be found, can it be repaired)
+    "nothing": (class_folders, set(), True), "a train folder alone": (lambda root: one_split(root).parent, set(), True),
+    "class misses valid": (missing_in_valid, {("error", "class misses a split", "dog")}, False),
+    "one training picture, valid to be carved": (one_training_picture, {("error", "cannot be split", "splits")}, False),
+    "same picture across splits": (across, {("error", "same picture across splits", "test/cat/same.bmp")}, True),
+    "imbalance": (imbalanced, {("warning", "imbalance", "dog")}, True),
+    "one class": (lambda root: class_folders(root, ("cat",)), {("error", "too few classes", "classes")}, False),
+    "two pictures a class": (lambda root: class_folders(root, n=2), {("error", "class too small", c) for c in ("cat", "dog")}, False),
+    "pictures beside the splits": (beside_splits, {("warning", "no split", "more/cat/x.png"), ("warning", "no class", "train/y.png")}, True),
+}
+
+
+@pytest.mark.parametrize("name", WHOLES)
+def test_faults_of_the_whole(name, tmp_path):
+    make, expected, repairable = WHOLES[name]
+    found = examine(make(tmp_path / "data"), tmp_path, repairable)
+    listed = {(f.level, f.kind, f.where) for f in found.findings if f.level != "note"}
+    if name == "same picture across splits": assert {entry[:2] for entry in listed} == {entry[:2] for entry in expected}
+    else: assert listed == expected
+
+
+NO_DATA = {
+    "empty folder": lambda root: root.mkdir() or root, "a picture": lambda root: put(root / "x.png", PNG),
+    "pictures without folders": lambda root: put(root / "x.png", PNG).parent, "a text": lambda root: put(root / "x.zip", b"hello"),
+    "an empty file": lambda root: put(root / "x.zip", b""), "an empty zip": lambda root: put(root / "x.zip", b"PK\5\6" + bytes(18)),
+    "half a zip": lambda root: put(root / "x.zip", zipped(class_folders(root), root / "a.zip").read_bytes()[:-300]),
+    "another json": lambda root: put(root / "x.json", b'{"a": 1}'), "half a json": lambda root: put(root / "x.json", b'{"images": ['),
+    "deep json": lambda root: put(root / "x.json", b"[" * 100000), "no file": lambda root: root / "nowhere.json",
+}
+
+
+@pytest.mark.parametrize("name", NO_DATA)
+def test_what_is_no_data_set_is_refused_in_one_line(name, tmp_path):
+    path = NO_DATA[name](tmp_path / "data")
+    for act in (data.check, data.load, lambda spec: data.fix(spec, tmp_path / "out")):
+        with pytest.raises(CourseError) as caught: act(path)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+# folders and archives with traps
+
+@pytest.fixture
+def links(tmp_path):
+    try: (tmp_path / "link").symlink_to("nowhere")
+    except OSError: pytest.skip("links are not allowed here")
+
+
+def test_links_in_circles_end(tmp_path, links):
+    folder = class_folders(tmp_path / "data")
+    for name in ("cat", "dog"): (folder / name / "up").symlink_to("..", target_is_directory=True)
+    found = examine(folder, tmp_path)
+    assert found.findings == [] and found.counts["cat"][""] == 8
+
+
+def test_links_to_files_and_folders_are_followed_and_dangling_ones_named(tmp_path, links):
+    folder = class_folders(tmp_path / "data", ("cat",))
+    (folder / "dog").symlink_to(class_folders(tmp_path / "elsewhere", ("dog",), start=500) / "dog", target_is_directory=True)
+    (folder / "cat" / "linked.png").symlink_to(put(tmp_path / "else.png", encoded(scene(800))))
+    (folder / "cat" / "gone.png").symlink_to("nowhere.png")
+    found = examine(folder, tmp_path)
+    assert named(found) == {("unreadable picture", "cat/gone.png")} and found.counts["cat"][""] == 9
+
+
+def test_what_a_mac_adds_is_not_seen(tmp_path):
+    extra = [("__MACOSX/cat/._0.png", b"?"), ("__MACOSX/._cat", b"?"), (".DS_Store", b"?"), ("cat/.DS_Store", b"?")]
+    archive = zipped(class_folders(tmp_path / "data"), tmp_path / "mac.zip", extra=extra)
+    assert examine(archive, tmp_path).findings == []
+    with zipfile.ZipFile(archive) as content: content.extractall(tmp_path / "unpacked")
+    assert data.check(tmp_path / "unpacked").findings == []
+
+
+def wrong_byte(archive):
+    content = bytearray(archive.read_bytes())
+    content[content.find(b"IDAT") + 20] ^= 255
+    archive.write_bytes(content)
+
+
+def with_bits(archive, where, bit):
+    "Set a bit in the header of the first file: 8, 1 encrypts it, 10, 64 makes the compression an unknown one."
+    content = bytearray(archive.read_bytes())
+    content[content.find(b"PK\1\2") + where] |= bit
+    content[content.find(b"PK\3\4") + where - 2] |= bit
+    archive.write_bytes(content)
+
+
+def hole(archive):
+    content = archive.read_bytes()
+    archive.write_bytes(content[:200] + bytes(2000) + content[2200:])
+
+
+@pytest.mark.parametrize("damage", [wrong_byte, lambda a: with_bits(a, 8, 1), lambda a: with_bits(a, 10, 64), hole],
+                         ids=["wrong byte", "encrypted", "unknown compression", "hole"])
+def test_damaged_files_in_a_zip_are_named(damage, tmp_path):
+    archive = zipped(class_folders(tmp_path / "data"), tmp_path / "data.zip")
+    damage(archive)
+    found = examine(archive, tmp_path)
+    assert ("unreadable picture", "cat/0.png") in named(found) and all(kind == "unreadable picture" for kind, _ in named(found))
+
+
+def test_a_zip_cannot_write_elsewhere(tmp_path):
+    evil = ["../evil/1.png", "cat/../../evil/2.png", "..\\evil\\3.png", "/evil/4.png"]
+    archive = zipped(class_folders(tmp_path / "data"), tmp_path / "data.zip",
+                     extra=[(name, encoded(scene(300 + i))) for i, name in enumerate(evil)])
+    before = set(tmp_path.parent.rglob("*evil*"))
+    examine(archive, tmp_path, sound=False)
+    assert set(tmp_path.parent.rglob("*evil*")) - before <= set((tmp_path / "fixed").rglob("*"))
+
+
+def test_fix_does_not_write_into_the_original(tmp_path):
+    folder = class_folders(tmp_path / "data")
+    before = prints(folder)
+    for out in (folder, folder / "fixed", folder / "cat" / "fixed"):
+        with pytest.raises(CourseError): data.fix(folder, out)
+    assert prints(folder) == before and not (folder / "fixed").exists()
+    with pytest.raises(CourseError): data.fix("streets", tmp_path / "out")
+
+
+def test_fix_keeps_the_copy_in_test_and_drops_pictures_of_two_classes(tmp_path):
+    folder = across(tmp_path / "data")
+    put(folder / "train" / "dog" / "twice.png", encoded(scene(4)))  # also train/cat/4.png
+    survey = data.survey(data.fix(folder, tmp_path / "out"))
+    digests = {item.record.digest: item for item in survey.items}
+    assert len(survey.items) == 3 * 16 + 1 - 1 - 1 and len(digests) == len(survey.items)
+    assert digests[data.describe(scene(2)).digest].split == "test" and data.describe(scene(4)).digest not in digests
+
+
+# VOC
+
+ZERO, OUTSIDE = [("cat", (5, 5, 5, 30))], [("cat", (100, 100, 120, 120))]
+XML = {  # Annotations/0.xml: (content, kinds of errors and warnings about it, besides 'no objects')
+    "cut off": ("<annotation><obj", {"broken annotation"}), "empty": ("", {"broken annotation"}),
+    "entity bomb": ('<!DOCTYPE l [<!ENTITY a "aaaaaaaaaa">' + "".join(
+        f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi")) + "]><annotation>&i;</annotation>", {"broken annotation"}),
+    "latin-1, undeclared": (voc_xml([("é", (1, 1, 9, 9))]).encode("latin-1"), {"broken annotation"}),
+    "latin-1, declared": (b'<?xml version="1.0" encoding="latin-1"?>' + voc_xml(filename="é.png").encode("latin-1"), set()),
+    "utf-16": (('<?xml version="1.0" encoding="utf-16"?>' + voc_xml()).encode("utf-16"), set()),
+    "byte order mark": (b"\xef\xbb\xbf" + voc_xml().encode(), set()),
+    "unknown encoding": (b'<?xml version="1.0" encoding="x"?>' + voc_xml().encode(), {"broken annotation"}),
+    "nested without end": ("<annotation>" * 3000, {"broken annotation"}),
+    "swapped corners": (voc_xml([("cat", (20, 20, 1, 1))]), {"swapped corners"}), "zero area": (voc_xml(ZERO), {"zero-area box"}),
+    "outside": (voc_xml(OUTSIDE), {"box outside"}), "beyond": (voc_xml([("cat", (-5, -5, 99, 99))]), {"box outside"}),
+    "text for a number": (voc_xml([("cat", ("x", 1, 5, 9))]), {"bad box"}), "nan": (voc_xml([("cat", ("nan", 1, 5, 9))]), {"bad box"}),
+    "infinite": (voc_xml([("cat", ("-inf", 1, 5, "1e999"))]), {"bad box"}), "no name": (voc_xml([("", (1, 1, 5, 9))]), {"empty label"}),
+    "no box": (voc_xml().replace("</annotation>", "<object><name>cat</name></object></annotation>"), {"bad box"}),
+    "wrong size": (voc_xml(width=1), {"wrong size"}), "infinite size": (voc_xml(width="1e999"), {"broken annotation"}),
+    "nan size": (voc_xml(width="nan"), {"broken annotation"}), "no size": (voc_xml(width="", height=""), {"wrong size"}),
+    "another file's name": (voc_xml(filename="1.png"), set()), "a path as name": (voc_xml(filename="../../x/0.png"), set()),
+    "no objects": (voc_xml([]), set()), "fractions": (voc_xml([("cat", (0.5, 1.25, 20.75, 30))]), set()),
+    "one class under two names": (voc_xml([("Cat ", (1, 1, 9, 9))]), {"unknown label", "class too small", "imbalance"}),
+}
+
+
+@pytest.mark.parametrize("name", XML)
+def test_faults_in_voc(name, tmp_path):
+    xml, expected = XML[name]
+    found = examine(voc(tmp_path / "data", xml={0: xml}), tmp_path, sound=name != "one class under two names")
+    assert {f.kind for f in found.findings if f.level != "note"} - {"no objects", "no annotation"} == expected
+    about = [f for f in found.findings if f.kind in expected - {"class too small", "imbalance", "unknown label"}]
+    assert all(f.where == "Annotations/0.xml" for f in about)
+
+
+def test_a_namespace_is_at_least_seen(tmp_path):
+    xml = voc_xml().replace("<annotation>", '<annotation xmlns="http://example.org">')
+    found = examine(voc(tmp_path / "data", xml={0: xml}), tmp_path)
+    assert found.findings == [] or ("no objects", "JPEGImages/0.png") in named(found, "warning")
+
+
+def test_gaps_in_voc(tmp_path):
+    folder = voc(tmp_path / "data", lists=dict(train=range(6), val=range(6, 9), test=[9, 10, 99]))
+    (folder / "JPEGImages" / "0.png").unlink()
+    (folder / "Annotations" / "1.xml").unlink()
+    put(folder / "JPEGImages" / "2.png", b"")
+    found = examine(folder, tmp_path)
+    assert named(found) == {("missing picture", "Annotations/0.xml"), ("unreadable picture", "JPEGImages/2.png"),
+                            *[("missing picture", f"ImageSets/Main: {stem}") for stem in ("0", "1", "99")]}
+    assert named(found, "warning") >= {("no annotation", "JPEGImages/1.png"), ("no split", "JPEGImages/11.png")}
+    splits = data.load(folder)
+    assert [len(splits[part]) for part in data.NAMES] == [3, 3, 2]
+
+
+def test_labels_that_a_list_does_not_know(tmp_path):
+    folder = voc(tmp_path / "data", xml={0: voc_xml([*BOXES, ("cow", (1, 1, 9, 9))])})
+    put(folder / "labels.txt", "cat\r\ndog\r\nvélo\n".encode("latin-1"))
+    found = examine(folder, tmp_path, sound=False)
+    assert ("unknown label", "Annotations/0.xml") in named(found) and ("class too small", "vélo") in named(found)
+
+
+@pytest.mark.parametrize("content", ["é\n".encode("latin-1"), b"\xff\xfe\0\0", b"\n\n", b"nowhere 1\n"])
+def test_odd_lists_in_voc(content, tmp_path):
+    folder = voc(tmp_path / "data", lists=dict(train=range(6), val=range(6, 9), test=range(9, 12)))
+    path = folder / "ImageSets" / "Main" / "train.txt"
+    path.write_bytes(content + path.read_bytes())
+    examine(folder, tmp_path)
+
+
+# COCO
+
+def edit(*path, to=None, drop=False):
+    "A function that changes one place of a COCO file's content."
+    def change(content):
+        place = content
+        for key in path[:-1]: place = place[key]
+        if drop: del place[path[-1]]
+        else: place[path[-1]] = to
+    return change
+
+
+BOX, IMAGE, LABEL = ("annotations", 0, "bbox"), ("images", 0), ("categories", 0)
+COCO = {  # (change, an error's kind, or '' where nothing is wrong)
+    **{f"bbox {value!r}": (edit(*BOX, to=value), "bad box") for value in (None, "abcd", [1, 2], {"x": 1}, [[1], 2, 3, 4], ["x"] * 4, 7,
+                                                                         [0, 0, float("inf"), 3], [float("nan")] * 4)},
+    "bbox of huge numbers": (edit(*BOX, to=[0, 0, 10**400, 3]), "bad box"), "bbox of texts": (edit(*BOX, to=["1", "2", "3", "4"]), ""),
+    "no bbox": (edit(*BOX, drop=True), "bad box"), "negative size": (edit(*BOX, to=[20, 20, -10, -10]), "swapped corners"),
+    "no size": (edit(*BOX, to=[20, 20, 0, 10]), "zero-area box"), "outside": (edit(*BOX, to=[200, 200, 10, 10]), "box outside"),
+    "image without id": (edit(*IMAGE, "id", drop=True), "broken annotation"), "image without name": (edit(*IMAGE, "file_name", drop=True), "broken annotation"),
+    "image null": (edit(*IMAGE), "broken annotation"), "image a list": (edit(*IMAGE, to=[1]), "broken annotation"),
+    "image name null": (edit(*IMAGE, "file_name"), "broken annotation"), "image name a number": (edit(*IMAGE, "file_name", to=5), "missing picture"),
+    "image name empty": (edit(*IMAGE, "file_name", to=""), "missing picture"), "missing picture": (edit(*IMAGE, "file_name", to="x.png"), "missing picture"),
+    "repeated id": (edit("images", 1, "id", to=0), "broken annotation"), "id a list": (edit(*IMAGE, "id", to=[1]), "broken annotation"),
+    "annotation null": (edit("annotations", 0), "broken annotation"), "unknown image": (edit("annotations", 0, "image_id", to=99), "missing picture"),
+    "image_id a dict": (edit("annotations", 0, "image_id", to={}), "broken annotation"),
+    "category_id a list": (edit("annotations", 0, "category_id", to=[1]), "broken annotation"),
+    "unknown category": (edit("annotations", 0, "category_id", to=99), "empty label"),
+    "no category": (edit("annotations", 0, "category_id", drop=True), "broken annotation"),
+    "category without name": (edit(*LABEL, "name", drop=True), "broken annotation"), "category without id": (edit(*LABEL, "id", drop=True), "broken annotation"),
+    "category null": (edit(*LABEL), "broken annotation"), "category a number": (edit(*LABEL, "name", to=5), ""),
+    "crowd": (edit("annotations", 0, "iscrowd", to=1), ""), "control characters": (edit(*LABEL, "name", to="c\1at"), ""),
+    **{f"path {name}": (edit(*IMAGE, "file_name", to=name), "") for name in (
+        "./images/0.png", "../images/0.png", "/data/images/0.png", "images\\0.png", "images/0.png")},
+}
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_faults_in_coco(name, tmp_path):
+    change, kind = COCO[name]
+    found = examine(coco(tmp_path / "data", edit=change), tmp_path)
+    errors = {f.kind for f in found.errors}
+    assert kind in errors if kind else not errors
+    assert all("annotations.json" in f.where for f in found.errors)
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+@pytest.mark.parametrize("value", [None, "x", 5, {"a": 1}, []])
+def test_coco_without_its_lists(key, value, tmp_path):
+    examine(coco(tmp_path / "data", edit=edit(key, to=value)), tmp_path, sound=False)
+
+
+def test_crowds_are_difficult(tmp_path):
+    items = data.survey(coco(tmp_path / "data", edit=edit("annotations", 0, "iscrowd", to=1))).items
+    assert [thing.difficult for item in items for thing in item.objects].count(True) == 1
+
+
+def test_several_jsons_are_splits(tmp_path):
+    folder = coco(tmp_path / "data", n=9)
+    content = json.loads((folder / "annotations.json").read_text())
+    (folder / "annotations.json").unlink()
+    for k, name in enumerate(("instances_train2017", "instances_val2017", "instances_test")):
+        images = content["images"][3 * k:3 * k + 3]
+        notes = [a for a in content["annotations"] if a["image_id"] // 3 == k]
+        text = json.dumps(dict(images=images, annotations=notes, categories=content["categories"]))
+        put(folder / "annotations" / f"{name}.json", text.encode("utf-8-sig"))
+    put(folder / "annotations" / "notes.json", b'{"author": "me"}')
+    assert examine(folder, tmp_path).findings == []
+    splits = data.load(folder)
+    assert [sorted(splits[part].names) for part in data.NAMES] == [[f"images/{3 * k + i}.png" for i in range(3)] for k in range(3)]
+
+
+def test_one_json_of_a_coco_folder(tmp_path):
+    "Its pictures are not below it, but beside its folder."
+    folder = coco(tmp_path / "data", name="annotations/instances.json")
+    assert data.load(folder / "annotations" / "instances.json").fingerprint == data.load(folder).fingerprint
+    assert data.load(coco(tmp_path / "flat") / "annotations.json").fingerprint == data.load(tmp_path / "flat").fingerprint
+
+
+# near duplicates
+
+def photo(seed):
+    "A picture with structure at all scales, like a photo."
+    rng = np.random.default_rng(seed)
+    layers = [Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize((160, 120), Image.Resampling.BICUBIC) for n in (3, 8, 40)]
+    return np.clip(sum(w * np.asarray(layer, float) for w, layer in zip((0.6, 0.3, 0.1), layers)), 0, 255).astype(np.uint8)
+
+
+def saved(picture, kind="png", **how): return np.asarray(Image.open(io.BytesIO(encoded(picture, kind, **how))).convert("RGB"))
+
+
+def resized(picture, width, height): return np.asarray(Image.fromarray(picture).resize((width, height)))
+
+
+CHANGES = {
+    "jpeg, quality 60": lambda p: saved(p, "jpeg", quality=60), "jpeg, quality 30": lambda p: saved(p, "jpeg", quality=30),
+    "webp": lambda p: saved(p, "webp", quality=70), "half the size": lambda p: resized(p, 80, 60), "twice the size": lambda p: resized(p, 320, 240),
+    "other shape": lambda p: resized(p, 150, 120), "cropped": lambda p: p[2:-2, 2:-2].copy(), "one pixel": lambda p: np.roll(p, 1, 1),
+    "brighter": lambda p: np.clip(p.astype(int) + 8, 0, 255).astype(np.uint8),
+}
+
+
+def check_near_duplicates(change, folder, count=3):
+    "The changed copies are found, and nothing else."
+    for i in range(24): put(folder / ("cat", "dog")[i % 2] / f"{i}.png", encoded(photo(i)))
+    for i in range(count): put(folder / "cat" / f"near {i}.png", encoded(change(photo(2 * i))))
+    pairs = [{f.where, f.what.removeprefix("is also ")} for f in data.check(folder).findings if f.kind.startswith("near duplicate")]
+    assert sorted(map(sorted, pairs)) == [[f"cat/{2 * i}.png", f"cat/near {i}.png"] for i in range(count)]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_near_duplicates_are_found(name, tmp_path): check_near_duplicates(CHANGES[name], tmp_path / "data")
+
+
+def test_different_pictures_are_no_near_duplicates(tmp_path):
+    "Photos, mirrored ones, plain colours, drawings on white."
+    sheet = lambda i: np.where(scene(i)[..., :1] > 235, scene(i), 255)
+    for i in range(60): put(tmp_path / "data" / "cat" / f"{i}.png", encoded(photo(i)))
+    for i in range(10):
+        put(tmp_path / "data" / "dog" / f"mirrored {i}.png", encoded(photo(i)[:, ::-1].copy()))
+        put(tmp_path / "data" / "dog" / f"plain {i}.png", encoded(np.full((48, 64, 3), 25 * i, np.uint8)))
+        put(tmp_path / "data" / "dog" / f"sheet {i}.png", encoded(sheet(i)))
+    assert [f for f in data.check(tmp_path / "data").findings if "duplicate" in f.kind] == []
+
+
+def test_many_that_look_alike_are_compared_quickly():
+    "The frames of a camera that does not move: each is read once, and the pairs do not multiply."
+    rng, base, reads = np.random.default_rng(0), photo(0).astype(int), []
+    frames = [np.clip(base + rng.integers(-4, 5, base.shape), 0, 255).astype(np.uint8) for _ in range(300)]
+    items = [data.Item(str(i), record=data.describe(frame)) for i, frame in enumerate(frames)]
+    found = SimpleNamespace(picture=lambda item: reads.append(item.name) or frames[int(item.name)])
+    pairs = data.near_duplicates(items, found)
+    assert {i for pair in pairs for i in pair} == set(range(300)) and all(a != b for a, b in pairs)
+    assert len(reads) == 300 and len(pairs) < 3000
+
+
+def test_near_duplicates_across_splits_are_said_to_be(tmp_path):
+    for n, part in enumerate(data.NAMES): class_folders(tmp_path / "data" / part, n=4, start=5000 * n)
+    put(tmp_path / "data" / "test" / "cat" / "near.jpg", encoded(scene(2), "jpeg", quality=80))
+    assert ("near duplicate across splits", "test/cat/near.jpg") in {(f.kind, f.where) for f in data.check(tmp_path / "data").findings} | {
+        (f.kind, f.what.removeprefix("is also ")) for f in data.check(tmp_path / "data").findings}
+
+
+# the library's own splits, and real data
+
+def test_loaded_pictures_are_examined_too(tmp_path, monkeypatch):
+    splits = data.load(across(tmp_path / "data"))
+    monkeypatch.setitem(data.sources, "made-up", lambda seed=0: splits)
+    assert ("error", "same picture across splits") in kinds(data.check("made-up"))
+
+
+def real(name):
+    path = SHARED / name
+    if not path.is_file(): pytest.skip(f"needs ../shared/data/{name}")
+    return path
+
+
+def test_bccd(tmp_path):
+    found = data.check(real("bccd_voc.zip"))
+    assert sorted(f.where for f in found.findings if f.kind == "zero-area box") == [
+        "Annotations/BloodImage_00338.xml", "Annotations/BloodImage_00343.xml"]
+    assert found.task == data.DETECTION and list(found.counts) == ["Platelets", "RBC", "WBC"]
+    assert sum(sum(row.values()) for row in found.counts.values()) == 4888 - 2
+    splits = data.load(real("bccd_voc.zip"))
+    assert [len(splits[part]) for part in data.NAMES] == [205, 87, 72]
+
+
+def test_kangaroo(tmp_path):
+    found = data.check(real("kangaroo_voc.zip"))
+    assert [f.where for f in found.findings if f.kind == "unreadable picture"] == ["JPEGImages/00090.jpg"]
+    splits = data.load(real("kangaroo_voc.zip"))
+    assert sum(len(splits[part]) for part in data.NAMES) == 163 and splits.classes == ["kangaroo"]
+
+
+# knock-outs
+
+KNOCK_OUTS = {
+    "thumbnails not compared": ("near_duplicates", lambda *_: [], lambda root: check_near_duplicates(CHANGES["webp"], root)),
+    "everything alike": ("near_duplicates", lambda items, found: [(0, 1)], lambda root: check_near_duplicates(CHANGES["webp"], root)),
+    "no box cleaned": ("clean_boxes", lambda objects, *_: (objects, []), lambda root: check_voc(root, "zero area")),
+    "size not compared": ("look", lambda content, look=data.look: data.replace(look(content), width=1, height=48), lambda root: check_voc(root, "wrong size")),
+    "nothing missed": ("missing_classes", lambda *_: [], lambda root: check_missing(root)),
+    "unread files pass": ("look", lambda content: data.describe(np.zeros((9, 9, 3), np.uint8)), lambda root: check_unreadable(root)),
+}
+
+
+def check_voc(root, name):
+    xml, expected = XML[name]
+    assert {f.kind for f in data.check(voc(root, xml={0: xml})).findings} - {"no objects"} == expected
+
+
+def check_missing(root): assert ("class misses a split", "dog") in named(data.check(missing_in_valid(root)))
+
+
+def check_unreadable(root):
+    put(class_folders(root) / "cat" / "x.jpg", b"hello")
+    assert named(data.check(root)) == {("unreadable picture", "cat/x.jpg")}
+
+
+@pytest.mark.parametrize("name", KNOCK_OUTS)
+def test_knock_outs_are_noticed(name, tmp_path, monkeypatch):
+    target, broken, check = KNOCK_OUTS[name]
+    check(tmp_path / "sound")
+    monkeypatch.setattr(data, target, broken)
+    with pytest.raises((AssertionError, CourseError)): check(tmp_path / "broken")
