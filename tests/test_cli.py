@@ -1,0 +1,183 @@
+"The command line as its users meet it: what works, what it says when it cannot, and what a kill leaves behind."
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from course_lib.cli import add_options, argument_comments, main
+from course_lib.core import models, open_bundle
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    "A folder of scanned digits, three classes of 40."
+    root = tmp_path_factory.mktemp("data") / "some digits"
+    scans = load_digits()
+    for k in range(3):
+        (root / f"ziffer {k} ü").mkdir(parents=True)
+        for i, scan in enumerate(scans.images[scans.target == k][:40]):
+            Image.fromarray((scan * 15.9).astype("uint8")).resize((32, 32)).save(root / f"ziffer {k} ü" / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def bundle(digits, tmp_path_factory):
+    out = tmp_path_factory.mktemp("models") / "svm"
+    assert main(["train", "svm", "--data", str(digits), "--out", str(out)]) == 0
+    return out
+
+
+def one_line(capsys, *argv):
+    "The single line on standard error with which a command refuses, with status 2."
+    try: status = main([str(word) for word in argv])
+    except SystemExit as stop: status = stop.code
+    out, err = capsys.readouterr()
+    assert status == 2 and out == "" and len(err.strip().splitlines()) == 1, (status, out, err)
+    return err
+
+
+def test_evaluate_prints_accuracy_and_time(digits, bundle, capsys):
+    assert main(["evaluate", str(bundle), "--data", str(digits), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["accuracy"] > 0.8 and result["seconds"] > 0 and result["pictures"] > 10 and result["split"] == "test"
+    assert main(["evaluate", str(bundle), "--data", str(digits), "--split", "valid"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_predict_reads_a_folder_a_zip_and_a_picture(digits, bundle, tmp_path, capsys):
+    folder = tmp_path / "new"
+    shutil.copytree(digits / "ziffer 0 ü", folder)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    assert main(["predict", str(bundle), str(folder), "--out", str(tmp_path / "p.json"), "--top-k", "2"]) == 0
+    rows = {row["file"]: row for row in json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))}
+    assert len(rows) == 41 and "error" in rows["broken.jpg"]
+    likely = [row["predictions"] for name, row in rows.items() if name != "broken.jpg"]
+    assert all(len(p) == 2 and p[0]["probability"] >= p[1]["probability"] for p in likely)
+    assert np.mean([p[0]["label"] == "ziffer 0 ü" for p in likely]) > 0.8
+    shutil.make_archive(str(tmp_path / "new"), "zip", folder)
+    for where in (tmp_path / "new.zip", folder / "3.png"):
+        capsys.readouterr()
+        assert main(["predict", str(bundle), str(where)]) == 0
+        assert f"3.png: {rows['3.png']['predictions'][0]['label']}" in capsys.readouterr().out
+    assert main(["predict", str(bundle), str(folder / "broken.jpg")]) == 2
+
+
+def test_threshold_hides_the_unlikely(digits, bundle, tmp_path):
+    out = tmp_path / "p.json"
+    assert main(["predict", str(bundle), str(digits), "--threshold", "0.5", "--out", str(out)]) == 0
+    found = [p["probability"] for row in json.loads(out.read_text(encoding="utf-8")) for p in row["predictions"]]
+    assert found and min(found) >= 0.5
+
+
+@pytest.mark.parametrize("words, says", [
+    (["train", "swm"], "did you mean 'svm'"),
+    (["train"], "train --list"),
+    (["train", "svm", "--data", "no/such"], "check the path"),
+    (["train", "svm", "--data", "stretes"], "did you mean 'streets'"),
+    (["train", "svm", "--size", "big"], "invalid int value"),
+    (["train", "svm", "--colour", "red"], "unrecognized"),
+    (["evaluate", "no-bundle", "--data", "streets"], "course train"),
+    (["predict", "no-bundle", "x.jpg"], "course train"),
+    (["data", "check", "no/such"], "check the path"),
+    (["data", "render", "--out", "x", "--view", "bird"], "detection"),
+    (["notebooks", "run", "--profile", "tpu"], "unknown profile"),
+    (["dance"], "invalid choice"),
+    ([], "required"),
+])
+def test_mistakes_end_in_one_line(words, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert says in one_line(capsys, *words)
+
+
+def test_refuses_to_overwrite_what_is_not_a_bundle(digits, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("three years of work")
+    assert "not a bundle" in one_line(capsys, "train", "svm", "--data", digits, "--out", tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "three years of work"
+
+
+def test_other_classes_are_refused(bundle, tmp_path, capsys):
+    for name, colour in (("a", "red"), ("b", "blue")):
+        (tmp_path / name).mkdir()
+        for i in range(5): Image.new("RGB", (8, 8 + i), colour).save(tmp_path / name / f"{i}.png")
+    assert "is not in both" in one_line(capsys, "evaluate", bundle, "--data", tmp_path).replace("are not", "is not")
+
+
+@pytest.mark.parametrize("damage, says", [
+    (lambda b: (b / "model.json").write_text("{"), "damaged"),
+    (lambda b: (b / "model.json").write_text('{"some": "json"}'), "another program"),
+    (lambda b: (b / "model.json").unlink(), "no model.json"),
+    (lambda b: weights(b).unlink(), "is missing"),
+    (lambda b: weights(b).write_bytes(weights(b).read_bytes()[:-9]), "truncated or was altered"),
+    (lambda b: (b / "model.json").write_text((b / "model.json").read_text().replace('"bundle": 1', '"bundle": 9')), "version 9"),
+    (lambda b: (b / "model.json").write_text((b / "model.json").read_text().replace('"skops"', '"pickle"')), "pickle"),
+])
+def test_a_damaged_bundle_is_refused_with_the_reason(bundle, tmp_path, capsys, damage, says):
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    damage(copy)
+    assert says in one_line(capsys, "predict", copy, "x.png")
+
+
+def weights(bundle):
+    return next(path for path in sorted(bundle.iterdir()) if path.name != "model.json")
+
+
+def test_a_bundle_says_where_it_comes_from(bundle, digits):
+    meta = open_bundle(bundle).meta
+    assert meta["architecture"] == "svm" and meta["seed"] == 0 and meta["data"]["spec"] == str(digits)
+    assert meta["metrics"]["valid_accuracy"] > 0.5 and meta["versions"]["scikit-learn"]
+
+
+@pytest.mark.parametrize("name", sorted(models) or ["svm"])
+def test_every_argument_of_every_model_is_explained(name):
+    import inspect
+    arguments = list(inspect.signature(models[name]).parameters)
+    assert set(arguments) <= set(argument_comments(models[name]))
+
+
+def test_render_writes_what_load_reads(tmp_path, capsys):
+    for layout, view in (("voc", "detection"), ("coco", "detection"), ("folder", "single")):
+        out = tmp_path / layout
+        words = ["data", "render", "--view", view, "--format", layout, "--n", "60", "--size", "64", "--out", str(out)]
+        assert main(words) == 0
+        assert main(["data", "check", str(out)]) == 0, capsys.readouterr().out
+
+
+def test_help_answers_without_loading_models():
+    code = "import sys; from course_lib.cli import main\ntry: main(['--help'])\nexcept SystemExit as e: assert e.code == 0"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "COMMAND" in done.stdout
+
+
+def predictions(bundle, pictures):
+    "What a bundle says of all pictures in a folder, to the last digit that is written."
+    assert main(["predict", str(bundle), str(pictures), "--out", f"{bundle}.json"]) == 0
+    return json.loads(Path(f"{bundle}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a POSIX signal")
+def test_a_killed_training_leaves_nothing_half_made(digits, tmp_path, monkeypatch):
+    command = [sys.executable, "-m", "course_lib", "train", "svm", "--data", str(digits), "--out", str(tmp_path / "b")]
+    monkeypatch.setenv("COURSE_HOME", str(tmp_path / "home"))
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    whole = time.perf_counter() - started
+    expected = predictions(tmp_path / "b", digits)
+    random.seed(0)
+    for attempt in range(3):
+        shutil.rmtree(tmp_path / "home", ignore_errors=True)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(whole * random.uniform(0.5, 1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if (tmp_path / "b").exists(): assert predictions(tmp_path / "b", digits) == expected
+    subprocess.run(command, check=True, capture_output=True)
+    assert predictions(tmp_path / "b", digits) == expected
