@@ -187,7 +187,9 @@ def test_refuses_with_the_reason(streets):
     for wrong in (dict(c=-1.0), dict(gamma=0.0), dict(atoms=0), dict(landmarks=0), dict(size=-3)):
         with pytest.raises(CourseError, match="above 0"): svm(streets, **wrong)
     with pytest.raises(CourseError, match="trees=0: use a number above 0"): forest(streets, trees=0)
-    with pytest.raises(CourseError, match="validation split is empty"): svm(replace(streets, valid=streets.valid.subset([])))
+    empty = streets.valid.subset([])
+    with pytest.raises(CourseError, match="validation split is empty"): svm(replace(streets, valid=empty))
+    with pytest.raises(CourseError, match="this split is empty"): evaluate(None, empty)
     with pytest.raises(CourseError, match="unknown feature 'hogg': did you mean 'hog'"): svm(streets, features="hogg")
     one = streets.train.subset(i for i, t in enumerate(streets.train.targets) if t == 0)
     for train in (svm, forest):
@@ -253,7 +255,7 @@ def test_other_sizes_are_resized_and_other_arrays_refused(machine, images):
 @pytest.mark.parametrize("function", [os.system, shutil.rmtree, eval])
 def test_a_foreign_type_is_refused_by_name(function, machine, tmp_path):
     Shallow(make_pipeline(FunctionTransformer(function), LinearSVM()), machine.classes, 32).save(tmp_path / "b")
-    with pytest.raises(CourseError, match=f"holds the type .*{function.__name__}.*not opened"): open_model(tmp_path / "b")
+    with pytest.raises(CourseError, match=f"the type .*{function.__name__}.*not opened"): open_model(tmp_path / "b")
 
 
 def swap(bundle, content):
@@ -305,7 +307,8 @@ def test_a_part_of_cifar10():
     classes = sorted({n.split("/")[2] for n in names})
 
     def part(split, first, count):
-        own = [n for c in classes for n in [m for m in names if m.startswith(f"cifar10/{split}/{c}/")][first:first + count]]
+        of = lambda name: [n for n in names if n.startswith(f"cifar10/{split}/{name}/")][first:first + count]
+        own = [n for name in classes for n in of(name)]
         return Pictures(own, [classes.index(n.split("/")[2]) for n in own], classes, SINGLE,
                         lambda i: decode(archive.read(own[i])), sha1(f"{own}".encode()).hexdigest())
 
