@@ -248,11 +248,11 @@ def sound(
 
 formats["skops"] = Shallow.load
 
-# %% ../nbs/04_shallow.ipynb #2d8df0c7
+# %% ../nbs/04_shallow.ipynb #f355a318
 def evaluate(
     predictor,           # has `classes`, `size`, `task` and `predict_proba(uint8 [B, size, size, 3])`
     pictures: Pictures,  # one split of a single-label task with the same classes
-    batch_size: int = 256,
+    batch_size: int = 1000,
 ) -> dict:
     "Accuracy, mean precision, recall and f1, `per_class`, `confusion` [K, K] (row: truth), and the time of prediction."
     single_label(pictures.task)
@@ -343,7 +343,8 @@ def fit_best(
             accuracy[name] = float((held_out.argmax(1) == y[n:]).mean())
             if best is None or accuracy[name] > accuracy[best]: best, best_scores = name, held_out
         with parallel_config(n_jobs=-1): model = clone(found[best]).fit(A, y) if refit else found[best]
-    about = dict(chosen=best, valid_accuracy=accuracy, trained_on=len(y) if refit else n, features=A.shape[1])
+    about = dict(chosen=best, valid_accuracy=accuracy[best], candidates=accuracy, features=A.shape[1],
+                 trained_on=len(y) if refit else n)
     print(f"chosen on {len(y) - n:,} validation pictures: {best}, {accuracy[best]:.1%} right"
           + refit * f"; refitted on all {len(y):,}")
     return Shallow(make_pipeline(features, scaler, model), splits.classes, size, temperature(best_scores, y[n:]), about)
