@@ -290,7 +290,7 @@ def single_label(
     where = chapters.get(task, "chapter 01 (data)")
     if task != SINGLE: raise CourseError(f"this model needs single-label data, not {task}: see {where}")
 
-# %% ../nbs/04_shallow.ipynb #2b8a7cb2
+# %% ../nbs/04_shallow.ipynb #c6ed8968
 SMALL = 5000  # training pictures; below, a kernel matrix of all of them is cheap
 
 
