@@ -93,7 +93,9 @@ class Camera:
     def shoot(self, seen: np.ndarray) -> np.ndarray:
         "Camera to picture: [2, P] across and down, in picture sides."
         scale = self.focal / np.maximum(seen[2], .05)
-        return np.stack((.5 + scale * seen[0], self.horizon - scale * seen[1]))
+        uv = np.empty((2, seen.shape[1]))
+        uv[0], uv[1] = .5 + scale * seen[0], self.horizon - scale * seen[1]
+        return uv
 
 # %% ../nbs/02_streets.ipynb #ae3c4a93
 def clip(
@@ -435,6 +437,11 @@ CONDITIONS = {  # skies (top, bottom), light per channel, haze in metres, streng
 }
 
 # %% ../nbs/02_streets.ipynb #57b5dcb7
+@lru_cache(maxsize=None)
+def _darker(share):  # uint8 [1, 256, 4]: levels times share / 256; the owner stays
+    return (np.arange(256)[None, :, None] * np.array([share, share, share, 256]) >> 8).astype(np.uint8)
+
+
 class Canvas:
     "Samples of a picture and who owns each: uint8 [S, S, 4] in `px`, S = `step` times the picture's side."
 
@@ -473,6 +480,7 @@ class Canvas:
 
     def quads(self, quads, colour, shade: float = 1., depth=None):
         "Paint many small quadrilaterals of one colour, [N, 4, 3]; those that reach behind the eye are left out."
+        if not len(quads): return
         seen = self.camera.see(*np.asarray(quads, float).reshape(-1, 3).T)
         uv, ahead = self._fixed(seen).reshape(-1, 4, 2), seen[2].reshape(-1, 4)
         ok = (ahead.min(1) > .4) & (uv[:, :, 0].max(1) > 0) & (uv[:, :, 0].min(1) < 16 * self.size)
@@ -489,10 +497,8 @@ class Canvas:
         if x1 <= x0 or y1 <= y0: return
         mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
         cv2.fillPoly(mask, [uv - np.array([x0, y0], np.int32)], 255)
-        table = np.arange(256)[None, :, None].repeat(4, 2)
-        table[..., :3] = table[..., :3] * int(keep * 256) >> 8
         region = self.px[y0:y1, x0:x1]
-        cv2.copyTo(cv2.LUT(region, table.astype(np.uint8)), mask, region)
+        cv2.copyTo(cv2.LUT(region, _darker(int(keep * 256))), mask, region)
 
     def _shadows(self, s, thing, keep):
         cos, sin = math.cos(thing["heading"]), math.sin(thing["heading"])
@@ -516,6 +522,9 @@ class Canvas:
         if seen[2].min() < .6: return None
         self._shadows(s, thing, keep)
         u, v = uv = self.camera.shoot(seen) * self.size  # [2, P]
+        pad = s.thick * focal / float(seen[2].min())
+        outline = float(u.min()) - pad, float(v.min()) - pad, float(u.max()) + pad, float(v.max()) + pad
+        if max(outline[:2]) > self.size or min(outline[2:]) < 0: return outline  # out of sight
         turn = np.add.reduceat(u * v[s.next] - u[s.next] * v, s.starts)  # per part: below 0 when we see its outside
         depth, rank = np.add.reduceat(seen[2], s.starts) / s.counts, s.rank.astype(float)
         for r, own in s.hulls: rank[s.rank == r] = 50 - .1 * seen[2, own].mean()  # far hulls first
@@ -532,8 +541,7 @@ class Canvas:
                 else:
                     thick = max(1, int(part["width"] * thing["scale"][1] * focal / depth[i] + .5))
                     cv2.polylines(self.px, [pts], False, colour, thick, cv2.LINE_8, 4)
-        pad = s.thick * focal / float(seen[2].min())
-        return float(u.min()) - pad, float(v.min()) - pad, float(u.max()) + pad, float(v.max()) + pad
+        return outline
 
     def _shade(self, normal, cos, sin):
         (nx, ny, nz), (sx, sy, sz) = normal, self.sun
