@@ -9,10 +9,12 @@ __all__ = ['CLASSES', 'VIEWS', 'DRAWINGS', 'FACES', 'MODELS', 'KINDS', 'PAINTS',
 import math
 from functools import lru_cache
 from hashlib import sha1
+from pathlib import Path
 
+import course_lib
 import cv2
 import numpy as np
-from .core import CourseError, progress, sources
+from .core import CourseError, checksum, progress, sources
 from .data import DETECTION, MULTI, SINGLE, Object, Pictures, Splits, detection_target, parse_options
 
 # %% ../nbs/02_streets.ipynb #b444a4e4
@@ -884,7 +886,8 @@ def annotate(
     return _expose(plan(view, seed, split, index), size, "day", backdrop=False)[1]
 
 # %% ../nbs/02_streets.ipynb #f8ae3fce
-EDITION = 4  # raise it whenever any picture changes: the pixel caches are keyed by it
+# what may change a picture, this code and the library that draws: the pixel caches are keyed by it
+EDITION = f"{checksum(Path(course_lib.__file__).with_name('streets.py'))[:12]} opencv {cv2.__version__}"
 
 
 def _targets(view, seed, split, n, size):
