@@ -2,13 +2,14 @@
 
 # %% auto #0
 __all__ = ['PATHS', 'SPEC', 'argument_comments', 'add_options', 'option_type', 'data_list', 'data_check', 'data_render', 'train',
-           'tell', 'train_list', 'evaluate_bundle', 'score_table', 'predict', 'pictures_at', 'predict_batch', 'likely',
-           'as_line', 'notebooks_run', 'Parser', 'make_parser', 'main']
+           'tell', 'train_list', 'weights_of', 'evaluate_bundle', 'score_table', 'predict', 'pictures_at',
+           'predict_batch', 'likely', 'as_line', 'notebooks_run', 'Parser', 'make_parser', 'main']
 
 # %% ../nbs/91_cli.ipynb #978519c2
 import argparse
 import inspect
 import json
+import os
 import re
 import sys
 import time
@@ -23,8 +24,9 @@ from .core import CourseError, home, models, open_model, progress, sources, writ
 def argument_comments(
     function,  # whose arguments have a comment each, on their own line
 ) -> dict[str, str]:
-    "The comment behind each argument of a function, from its source."
-    lines = re.finditer(r"^\s+(\w+)\s*(?::[^#\n]*)?(?:=[^#\n]*)?,?\s*#\s*(.+)$", inspect.getsource(function), re.M)
+    "The comment behind each argument of a function, from its source; or from what its `documented_in` names."
+    source = "\n".join(map(inspect.getsource, getattr(function, "documented_in", [function])))
+    lines = re.finditer(r"^\s+(\w+)\s*(?::[^#\n]*)?(?:=[^#\n]*)?,?\s*#\s*(.+)$", source, re.M)
     return {line[1]: line[2].strip() for line in reversed(list(lines))}
 
 
@@ -35,7 +37,7 @@ def add_options(
     "An option for each argument of `function`: its type and default from the signature, its help from the comment."
     comments = argument_comments(function)
     for name, argument in list(inspect.signature(function, eval_str=True).parameters.items())[1:]:
-        if name == "seed": continue  # every command has it
+        if name in ("seed", "folder"): continue  # every command has the one; the other follows from --out
         kind = str if isinstance(argument.default, str) else option_type(argument)
         flag, text = f"--{name.replace('_', '-')}", comments.get(name, "").replace("%", "%%")
         if argument.default is not None: text += f" (default: {argument.default})"
@@ -92,10 +94,13 @@ def train(args) -> int:
     function, out = models[args.model], writable_bundle(args.out)
     splits = load(args.data, seed=args.seed)
     tell(splits)
-    options = {name: getattr(args, name) for name in list(inspect.signature(function).parameters)[1:]}
+    taken = inspect.signature(function).parameters
+    options = {name: getattr(args, name) for name in list(taken)[1:] if name != "folder"}
+    where = dict(folder=out.with_name(f"{out.name}.run")) if "folder" in taken else {}
     started = time.perf_counter()
-    predictor = function(splits, **options)
+    predictor = function(splits, **options, **where)
     seconds = round(time.perf_counter() - started, 2)
+    if int(os.environ.get("RANK", 0)): return 0  # under torchrun the first process saves
     metrics = dict(train_seconds=seconds, valid_accuracy=predictor.about["valid_accuracy"])
     predictor.save(out, architecture=args.model, arguments=options, seed=args.seed, metrics=metrics,
                    data=dict(spec=args.data, fingerprint=splits.fingerprint))
@@ -117,10 +122,20 @@ def train_list() -> int:
     "Print every model."
     models.discover()
     for name in sorted(models):
-        size = inspect.signature(models[name]).parameters.get("size")
+        size = inspect.signature(models[name]).parameters["input_size"].default
         text = inspect.getdoc(models[name]).split("\n")[0]
-        print(f"{name:<18} {f'input {size.default} px' if size and size.default else 'any input':<14} {text}")
+        print(f"{name:<18} {f'{size} px' if size else '32 to 64 px':<12} {weights_of(name):<18} {text}")
     return 0
+
+
+def weights_of(
+    name: str,  # in `models`
+) -> str:
+    "How many weights a network has with its own arguments and 10 classes; nothing for other models."
+    import torch
+    from course_lib.train import networks
+    if name not in networks: return ""
+    with torch.device("meta"): return f"{sum(p.numel() for p in networks[name](10).parameters()):,} weights"
 
 # %% ../nbs/91_cli.ipynb #287e39b8
 def evaluate_bundle(args) -> int:

@@ -845,34 +845,53 @@ def resize(
 
 # %% ../nbs/01_data.ipynb #350393f3
 class Batches:
-    "Batches of a split from its cache: (images uint8 [B, 3, S, S], targets [B] or [B, K]), in a new order each epoch."
+    """Batches of a split from its cache: (images uint8 [B, 3, S, S], targets [B] or [B, K]), in a new order each epoch.
+
+    A batch is a pure function of (seed, epoch, step). The batches of an epoch are as equal in size as can be: no batch
+    of one is left over at its end."""
 
     def __init__(self,
         pictures: Pictures,    # of a single-label or multi-label task
         size: int,             # side of the pictures
-        batch_size: int = 64,
+        batch_size: int = 64,  # at most
         shuffle: bool = False,
         seed: int = 0,         # the order of epoch e follows from (seed, e)
     ):
         if pictures.task == DETECTION: raise CourseError("Batches is for classification: boxes would need scaling too")
         self.images, self.targets = pixels(pictures, size), torch.as_tensor(np.array(pictures.targets))
         self.batch_size, self.shuffle, self.seed, self.epoch = batch_size, shuffle, seed, 0
+        self._order = None, None  # an epoch, and its order
 
     def __len__(self): return -(-len(self.images) // self.batch_size)
 
     def order(self,
         epoch: int,  # from 0
     ) -> np.ndarray:
-        "The numbers of the pictures in the order of an epoch."
+        "The numbers of the pictures in the order of an epoch, [N]."
         n = len(self.images)
-        return np.random.default_rng((self.seed, epoch)).permutation(n) if self.shuffle else np.arange(n)
+        if not self.shuffle: return np.arange(n)
+        if self._order[0] != epoch: self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(n)
+        return self._order[1]
+
+    def numbers(self,
+        epoch: int,
+        step: int,  # from 0
+    ) -> np.ndarray:
+        "The numbers of the pictures in a batch, [B]."
+        n, steps = len(self.images), len(self)
+        return self.order(epoch)[n * step // steps:n * (step + 1) // steps]
+
+    def batch(self,
+        epoch: int,
+        step: int,  # from 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        "One batch; the images are channels last in memory."
+        chosen = self.numbers(epoch, step)
+        return torch.from_numpy(self.images[chosen]).permute(0, 3, 1, 2), self.targets[chosen]  # [B, 3, S, S], [B]
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        order, self.epoch = self.order(self.epoch), self.epoch + 1
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start:start + self.batch_size]
-            images = torch.from_numpy(self.images[chosen])  # [B, S, S, 3]
-            yield images.permute(0, 3, 1, 2), self.targets[chosen]  # [B, 3, S, S], channels last in memory
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        for step in range(len(self)): yield self.batch(epoch, step)
 
 # %% ../nbs/01_data.ipynb #b26a0d95
 def to_float(

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'fast_type', 'threads', 'LinearSVM', 'Landmarks', 'scores', 'temperature', 'reliability', 'Shallow',
            'load_pipeline', 'sound', 'evaluate', 'class_scores', 'single_label', 'make_features', 'standardise',
-           'fit_best', 'random_patches', 'PatchDictionary', 'positive', 'svm', 'forest', 'record']
+           'fit_best', 'random_patches', 'PatchDictionary', 'positive', 'svm', 'forest', 'measured', 'record']
 
 # %% ../nbs/04_shallow.ipynb #5c88f8b8
 import json
@@ -457,7 +457,7 @@ def positive(
 @models.register("svm")
 def svm(
     splits: Splits,              # single-label data
-    size: int | None = None,     # side of the pictures; by itself as they are, within 32 and 64
+    input_size: int | None = None,  # side of the pictures; by itself as they are, within 32 and 64
     features: str = "auto",      # hog, lbp, color, patches, several joined by commas, or auto: by the amount of data
     kernel: str = "auto",        # linear, rbf, or auto: rbf below 5,000 training pictures
     c: float | None = None,      # weight of the errors, about 1; by itself chosen on the validation split
@@ -469,7 +469,7 @@ def svm(
 ) -> Shallow:
     "A support vector machine on handcrafted features, or on a patch dictionary when there is enough data for one."
     single_label(splits.task)
-    positive(size=size, c=c, gamma=gamma, landmarks=landmarks, atoms=atoms)
+    positive(input_size=input_size, c=c, gamma=gamma, landmarks=landmarks, atoms=atoms)
     if kernel not in ("auto", "linear", "rbf"): raise CourseError(f"no kernel '{kernel}': use auto, linear or rbf")
     n, small = len(splits.train), len(splits.train) < SMALL
     if features == "auto": features = "hog,lbp,color" if small else "patches,hog,lbp,color"
@@ -479,13 +479,13 @@ def svm(
     linear = lambda D: {f"c={k:g}": LinearSVM(k / D) for k in ([c] if c else [0.1, 1.0, 4.0, 16.0])}
     rbf = lambda D: {f"c={k:g} gamma={g:g}": make_pipeline(Landmarks(g / D, landmarks, seed), LinearSVM(k))
                      for g in ([gamma] if gamma else [0.1, 0.3, 1.0]) for k in ([c] if c else [1.0, 4.0, 16.0])}
-    return fit_best(linear if kernel == "linear" else rbf, make_features(features, atoms, seed), splits, size, refit)
+    return fit_best(linear if kernel == "linear" else rbf, make_features(features, atoms, seed), splits, input_size, refit)
 
 
 @models.register("forest")
 def forest(
     splits: Splits,                   # single-label data
-    size: int | None = None,          # side of the pictures; by itself as they are, within 32 and 64
+    input_size: int | None = None,    # side of the pictures; by itself as they are, within 32 and 64
     features: str = "hog,lbp,color",  # hog, lbp, color, patches, several joined by commas
     trees: int = 300,                 # in the forest
     leaf: int | None = None,          # least pictures in a leaf; by itself chosen on the validation split
@@ -494,12 +494,31 @@ def forest(
 ) -> Shallow:
     "A random forest (Breiman 2001) on handcrafted features."
     single_label(splits.task)
-    positive(size=size, trees=trees, leaf=leaf)
+    positive(input_size=input_size, trees=trees, leaf=leaf)
     tree = lambda k: RandomForestClassifier(trees, min_samples_leaf=k, random_state=seed)
     return fit_best(lambda D: {f"leaf={k}": tree(k) for k in ([leaf] if leaf else [1, 4])},
-                    make_features(features, 800, seed), splits, size, refit)
+                    make_features(features, 800, seed), splits, input_size, refit)
 
 # %% ../nbs/04_shallow.ipynb #69a63313
+def measured(
+    splits: Splits,
+    model: str,  # a name in `models`
+    **options,   # of the model
+) -> dict:
+    "Train a model and measure it once on the test split: accuracy, times, memory, and what made them."
+    for name in ("train", "valid", "test"): pixels(splits[name], options.get("input_size") or 32)  # decoding is not training
+    began, worked = time.perf_counter(), time.process_time()
+    predictor = models[model](splits, **options)
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - worked
+    score = evaluate(predictor, splits.test)
+    pictures = {name: len(splits[name]) for name in ("train", "valid", "test")}
+    return dict(model=model, data=Path(splits.spec).name, pictures=pictures, test_accuracy=score["accuracy"],
+                train_seconds=round(seconds, 1), train_cpu_seconds=round(cpu_seconds, 1),
+                pictures_per_second=round(score["pictures_per_second"]),
+                memory_mb=peak_memory(), cores=os.cpu_count(), about=predictor.about,
+                versions=versions("numpy", "scikit-learn", "torch"))
+
+
 def record(
     spec: str,       # data, as for `load`
     path: Path,      # the json file to write
@@ -507,18 +526,7 @@ def record(
     **options,       # of the model
 ) -> dict:
     "Train a model with its defaults, measure it once on the test split, and write what was measured to a file."
-    splits = load(spec)
-    for name in ("train", "valid", "test"): pixels(splits[name], options.get("size") or 32)  # decoding is not training
-    began, worked = time.perf_counter(), time.process_time()
-    predictor = models[model](splits, **options)
-    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - worked
-    score = evaluate(predictor, splits.test)
-    pictures = {name: len(splits[name]) for name in ("train", "valid", "test")}
-    found = dict(model=model, data=Path(splits.spec).name, pictures=pictures, test_accuracy=score["accuracy"],
-                 train_seconds=round(seconds, 1), train_cpu_seconds=round(cpu_seconds, 1),
-                 pictures_per_second=round(score["pictures_per_second"]),
-                 memory_mb=peak_memory(), cores=os.cpu_count(), about=predictor.about,
-                 versions=versions("numpy", "scikit-learn", "torch"))
+    found = measured(load(spec), model, **options)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found

@@ -83,7 +83,7 @@ def test_threshold_hides_the_unlikely(digits, bundle, tmp_path):
     (["train"], "train --list"),
     (["train", "svm", "--data", "no/such"], "check the path"),
     (["train", "svm", "--data", "stretes"], "did you mean 'streets'"),
-    (["train", "svm", "--size", "big"], "invalid int value"),
+    (["train", "svm", "--input-size", "big"], "invalid int value"),
     (["train", "svm", "--colour", "red"], "unrecognized"),
     (["evaluate", "no-bundle", "--data", "streets"], "course train"),
     (["predict", "no-bundle", "x.jpg"], "course train"),

@@ -37,7 +37,7 @@ def streets():
 
 @pytest.fixture(scope="module")
 def machine(streets):
-    return svm(streets, size=32, c=4.0, gamma=1.0)
+    return svm(streets, input_size=32, c=4.0, gamma=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_patches_do_not_depend_on_threads_and_refuse_other_sizes(images):
 @pytest.mark.parametrize("train", [svm, forest])
 def test_better_than_chance_on_streets_and_deterministic(train, streets, images):
     options = dict(c=4.0, gamma=1.0) if train is svm else dict(trees=60, leaf=1)
-    first, second = (train(streets, size=32, **options) for _ in range(2))
+    first, second = (train(streets, input_size=32, **options) for _ in range(2))
     assert evaluate(first, streets.test)["accuracy"] > CHANCE + 0.1
     assert np.array_equal(first.predict_proba(images), second.predict_proba(images))
 
@@ -159,16 +159,16 @@ def test_shuffled_labels_give_chance(streets):
     dice = np.random.default_rng(0)
     mixed = replace(streets, train=replace(streets.train, targets=dice.permutation(streets.train.targets).tolist()),
                     valid=replace(streets.valid, targets=dice.permutation(streets.valid.targets).tolist()))
-    score = evaluate(svm(mixed, size=32, c=4.0, gamma=1.0), streets.test)
+    score = evaluate(svm(mixed, input_size=32, c=4.0, gamma=1.0), streets.test)
     assert abs(score["accuracy"] - CHANCE) < 5 * np.sqrt(CHANCE * (1 - CHANCE) / len(streets.test))
 
 
 def test_large_data_takes_patches_and_a_line(streets, monkeypatch, capsys):
     monkeypatch.setattr(shallow, "SMALL", 100)
-    found = svm(streets, size=32, atoms=20, c=1.0)
+    found = svm(streets, input_size=32, atoms=20, c=1.0)
     assert "linear on patches,hog,lbp,color" in capsys.readouterr().out
     assert isinstance(found.pipeline[-1], LinearSVM) and found.about["trained_on"] == 300
-    approximate = svm(streets, size=32, features="hog", kernel="rbf", landmarks=50, c=4.0, gamma=1.0)
+    approximate = svm(streets, input_size=32, features="hog", kernel="rbf", landmarks=50, c=4.0, gamma=1.0)
     assert "rbf by 50 landmarks" in capsys.readouterr().out
     assert evaluate(approximate, streets.test)["accuracy"] > CHANCE
 
@@ -184,7 +184,7 @@ def test_refuses_with_the_reason(streets):
     with pytest.raises(CourseError, match="chapter 10"): forest(replace(streets, task="multi-label"))
     with pytest.raises(CourseError, match="chapter 10"): evaluate(None, replace(streets.test, task="multi-label"))
     with pytest.raises(CourseError, match="no kernel 'sigmoid'"): svm(streets, kernel="sigmoid")
-    for wrong in (dict(c=-1.0), dict(gamma=0.0), dict(atoms=0), dict(landmarks=0), dict(size=-3)):
+    for wrong in (dict(c=-1.0), dict(gamma=0.0), dict(atoms=0), dict(landmarks=0), dict(input_size=-3)):
         with pytest.raises(CourseError, match="above 0"): svm(streets, **wrong)
     with pytest.raises(CourseError, match="trees=0: use a number above 0"): forest(streets, trees=0)
     empty = streets.valid.subset([])
@@ -238,8 +238,8 @@ def test_round_trip(machine, images, tmp_path):
 
 @pytest.mark.parametrize("model", ["patches", "forest"])
 def test_round_trip_of_the_others(model, streets, images, tmp_path):
-    if model == "forest": made = forest(streets, size=32, trees=5, leaf=4)
-    else: made = svm(streets, size=32, features="patches,color", kernel="linear", atoms=10, c=1.0)
+    if model == "forest": made = forest(streets, input_size=32, trees=5, leaf=4)
+    else: made = svm(streets, input_size=32, features="patches,color", kernel="linear", atoms=10, c=1.0)
     made.save(tmp_path / "b")
     assert np.array_equal(open_model(tmp_path / "b").predict_proba(images), made.predict_proba(images))
 
@@ -280,7 +280,7 @@ def test_damaged_and_exchanged_pipelines_are_refused(machine, tmp_path):
 
 @pytest.mark.parametrize("field, value", [("children_left", 10**6), ("children_right", 0), ("feature", 580)])
 def test_a_forest_whose_nodes_point_astray_is_refused(field, value, streets, tmp_path):
-    made = forest(streets, size=32, trees=2, leaf=4)
+    made = forest(streets, input_size=32, trees=2, leaf=4)
     getattr(made.pipeline[-1].estimators_[1].tree_, field)[0] = value
     with pytest.raises(CourseError, match="point astray"): open_model(made.save(tmp_path / "b"))
 

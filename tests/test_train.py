@@ -1,0 +1,506 @@
+"The training loop: equal to a bare one, to itself after kills, to itself in two processes; and what it says when it cannot."
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchmetrics import MeanMetric, MetricCollection
+
+from course_lib import train
+from course_lib.cli import main
+from course_lib.core import CourseError, models, open_model
+from course_lib.data import SINGLE, Pictures, Splits, load, pixels, write_splits
+from course_lib.shallow import evaluate
+from course_lib.train import Classification, Recipe, fit, learning_rate, measure, networks, schedules, tasks
+
+CALM = dict(batch_size=16, seed=3)
+posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    "Small networks: threads that wait for each other only slow them down."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    "Pictures whose class is the colour of a square: easy to learn, not without looking."
+    rng, tint = np.random.default_rng(0), np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
+
+    def part(name, n):
+        targets, pictures = [i % 3 for i in range(n)], rng.integers(0, 120, (n, 32, 32, 3), dtype=np.uint8)
+        for picture, target in zip(pictures, targets):
+            y, x = rng.integers(0, 16, 2)
+            picture[y:y + 16, x:x + 16] = tint[target]
+        return Pictures([f"{name}-{i}" for i in range(n)], targets, list("abc"), SINGLE, pictures.__getitem__, f"squares {name} {n}")
+
+    return Splits(part("train", 90), part("valid", 31), part("test", 60), list("abc"), SINGLE, "squares")
+
+
+def net(seed=0, dropout=0.2, norm=True):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.ReLU(), nn.Dropout(dropout),
+                         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3))
+
+
+def vector(model): return torch.cat([v.detach().reshape(-1).double() for v in model.state_dict().values()])
+
+
+class Interrupted(Exception): "In place of a power failure."
+
+
+class Failing(Classification):
+    "Stops at the n-th training loss."
+    left = math.inf
+
+    def loss(self, outputs, targets):
+        if torch.is_grad_enabled():
+            self.left -= 1
+            if self.left < 0: raise Interrupted
+        return super().loss(outputs, targets)
+
+
+# ---- recipes and schedules
+
+@pytest.mark.parametrize("wrong", [dict(epochs=0), dict(batch_size=0), dict(learning_rate=-1), dict(accumulate=99), dict(ema=2.0),
+                                   dict(label_smoothing=-0.1), dict(keep="first"), dict(precision="int8"), dict(momentum=3),
+                                   dict(optimizer="adam"), dict(schedule="cos"), dict(augment="flip,shfit"), dict(warmup=99.0),
+                                   dict(learning_rate=math.nan)])
+def test_recipes_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(CourseError): Recipe(**wrong)
+
+
+@pytest.mark.parametrize("name", list(schedules))
+def test_every_schedule_starts_warm_stays_within_bounds_and_ends_low(name):
+    recipe = Recipe(epochs=10, learning_rate=2.0, schedule=name, warmup=1.5)
+    rates = [learning_rate(recipe, i, 20) for i in range(200)]
+    assert rates[0] == pytest.approx(2.0 / 30) and rates[29] == pytest.approx(2.0) and 0 <= min(rates) <= max(rates) <= 2.0
+    if name in ("cosine", "linear", "onecycle"): assert rates[-1] < 0.03
+
+
+def test_plateau_counts_only_epochs_without_a_better_score():
+    recipe = Recipe(epochs=50, learning_rate=1.0, schedule="plateau", plateau_patience=2)
+    rate = lambda scores: learning_rate(recipe, 10 * len(scores), 10, scores)
+    assert rate([.1, .2, .3, .4]) == 1 and rate([.5, .4, .4]) == 1
+    assert rate([.5, .4, .4, .4]) == pytest.approx(.1) and rate([.5] + [.4] * 6) == pytest.approx(.01)
+
+
+# ---- the loop
+
+def test_learns_and_its_labels_matter(splits):
+    recipe = Recipe(epochs=8, learning_rate=0.02, **CALM)
+    history = fit(net(), splits, recipe, 32)
+    assert history.scores[-1] > 0.8 and history.rows[-1]["train_loss"] < 0.6 * history.rows[0]["train_loss"]
+    targets = list(splits.train.targets)
+    random.Random(0).shuffle(targets)
+    shuffled = replace(splits, train=replace(splits.train, targets=targets), valid=splits.test)
+    assert abs(fit(net(), shuffled, recipe, 32).scores[-1] - 1 / 3) < 0.25
+
+
+def test_batches_reach_the_network_normalised(splits):
+    loader = tasks[SINGLE](splits, 32, Recipe(**CALM)).loader(splits.train, torch.device("cpu"), True)
+    images = torch.cat([loader.batch(0, i)[0] for i in range(len(loader))])
+    assert abs(images.mean()) < 0.1 and abs(images.std() - 1) < 0.1 and images.shape == (90, 3, 32, 32)
+    assert loader.files(0, 1) == [splits.train.names[i] for i in loader.batches.numbers(0, 1)]
+
+
+def test_same_seed_same_weights_and_another_seed_others(splits):
+    run = lambda seed: (model := net(), fit(model, splits, Recipe(epochs=2, batch_size=16, seed=seed), 32))[0]
+    first, second, third = vector(run(1)), vector(run(1)), vector(run(2))
+    assert torch.equal(first, second) and not torch.equal(first, third)
+
+
+KINDS = [dict(), dict(optimizer="sgd", schedule="plateau", learning_rate=0.05, plateau_patience=0),
+         dict(ema=0.9, clip=0.5, accumulate=3), dict(keep="best", early_stopping_patience=2, schedule="cosine"),
+         dict(precision="fp32", warmup=1.0, label_smoothing=0.1)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: ",".join(k) or "plain")
+def test_interrupted_anywhere_it_ends_with_the_same_weights(kind, splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.Checkpoint, "due", lambda self: self.path is not None)
+    recipe = Recipe(epochs=4, **CALM, **kind)
+    whole, task = net(), Failing(splits, 32, recipe)
+    history = fit(whole, splits, recipe, 32, task)
+    for moment in random.Random(str(kind)).sample(range(1, 20), 3):
+        model, task.left = net(), moment
+        with pytest.raises(Interrupted): fit(model, splits, recipe, 32, task, tmp_path / "run")
+        model, task.left = net(seed=9 if (tmp_path / "run" / "checkpoint.pt").exists() else 0), math.inf
+        again = fit(model, splits, recipe, 32, task, tmp_path / "run", resume=True)
+        assert torch.equal(vector(model), vector(whole)), moment
+        drop = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+        assert drop(again.rows) == drop(history.rows) and not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+KILLS = '''
+import os, random, signal, sys, time
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+import test_train as t
+from course_lib.data import load
+t.train.Checkpoint.due = lambda self: self.path is not None
+data, recipe, folder = load("streets?n=60&valid=10&test=5"), t.Recipe(epochs=12, batch_size=10, ema=0.9), sys.argv[1]
+model = lambda: t.nn.Sequential(t.net(), t.nn.Linear(3, 5))
+for name in ("train", "valid"): t.pixels(data[name], 32)
+dice, places = random.Random(5), set()
+
+def child(run):
+    pid = os.fork()
+    if pid: return pid
+    run()
+    os._exit(0)
+
+def train():
+    m = model()
+    t.fit(m, data, recipe, 32, folder=folder, resume=True)
+    torch.save(t.vector(m), folder + ".pt")
+
+for _ in range(10):
+    pid = child(train)
+    time.sleep(dice.uniform(0.03, 0.6))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    if os.path.exists(folder + "/checkpoint.pt"):
+        place = torch.load(folder + "/checkpoint.pt", weights_only=True)["place"]
+        places.add((place["epoch"], place["step"]))
+os.waitpid(child(train), 0)
+unharmed = model()
+t.fit(unharmed, data, recipe, 32)
+print(len(places), torch.equal(torch.load(folder + ".pt"), t.vector(unharmed)))
+'''
+
+
+@posix
+def test_killed_ten_times_it_ends_with_the_same_weights(tmp_path):
+    script = tmp_path / "kills.py"
+    script.write_text(KILLS.format(tests=str(Path(__file__).parent)))
+    done = subprocess.run([sys.executable, script, tmp_path / "run"], capture_output=True, text=True, timeout=300,
+                          env=dict(os.environ, TQDM_DISABLE="1"))
+    places, equal = done.stdout.split()
+    assert equal == "True" and int(places) >= 3, done.stderr[-2000:]
+
+
+def test_an_unfinished_run_is_neither_overwritten_nor_mixed_up(splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.Checkpoint, "due", lambda self: self.path is not None)
+    recipe, folder = Recipe(epochs=3, **CALM), tmp_path / "run"
+    task = Failing(splits, 32, recipe)
+    task.left = 8
+    with pytest.raises(Interrupted): fit(net(), splits, recipe, 32, task, folder)
+    with pytest.raises(CourseError, match="--resume"): fit(net(), splits, recipe, 32, folder=folder)
+    with pytest.raises(CourseError, match="epochs=3, not 5"): fit(net(), splits, replace(recipe, epochs=5), 32, folder=folder, resume=True)
+    other = replace(splits, train=splits.train.subset(range(80)))
+    with pytest.raises(CourseError, match="data="): fit(net(), other, recipe, 32, folder=folder, resume=True)
+    (folder / "checkpoint.pt").write_bytes((folder / "checkpoint.pt").read_bytes()[:1000])
+    with pytest.raises(CourseError, match="damaged"): fit(net(), splits, recipe, 32, folder=folder, resume=True)
+
+
+TWO = '''
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+import test_train as t
+from course_lib.data import load
+data = load("streets?n=53&valid=17&test=5")
+torch.manual_seed(0)
+model = t.nn.Sequential(t.nn.Conv2d(3, 8, 3, 2), t.nn.BatchNorm2d(8), t.nn.ReLU(), t.nn.Conv2d(8, 8, 3, 2), t.nn.BatchNorm2d(8),
+                        t.nn.AdaptiveAvgPool2d(2), t.nn.Flatten(), t.nn.Linear(32, 5))
+recipe = t.Recipe(epochs=3, batch_size=10, precision="fp32", optimizer="sgd", learning_rate=0.1, clip=1.0, accumulate=int(sys.argv[2]))
+history = t.fit(model, data, recipe, 32)
+if int(t.os.environ.get("RANK", 0)) == 0:
+    rows = [[row[k] for k in ("train_loss", "valid_loss", "accuracy", "f1")] for row in history.rows]
+    torch.save((t.vector(model), torch.tensor(rows)), sys.argv[1])
+'''
+
+
+@posix
+def test_two_processes_equal_one_with_the_same_batches(tmp_path):
+    script, env = tmp_path / "two.py", dict(os.environ, TQDM_DISABLE="1", OMP_NUM_THREADS="1")
+    script.write_text(TWO.format(tests=str(Path(__file__).parent)))
+    subprocess.run([sys.executable, script, tmp_path / "one.pt", "1"], check=True, env=env, timeout=200)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*torchrun, script, tmp_path / "two.pt", "1"], env=env, timeout=200, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (one, rows), (two, other_rows) = (torch.load(tmp_path / name) for name in ("one.pt", "two.pt"))
+    assert torch.allclose(one, two, rtol=1e-3, atol=1e-4), (one - two).abs().max()
+    assert torch.allclose(rows, other_rows, rtol=1e-3, atol=1e-4)
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(splits):
+    plain = Recipe(epochs=2, batch_size=30, optimizer="sgd", learning_rate=0.1, precision="fp32", augment="")
+    run = lambda parts: (model := net(dropout=0.0, norm=False), fit(model, splits, replace(plain, accumulate=parts), 32))[0]
+    assert torch.allclose(vector(run(1)), vector(run(7)), atol=1e-5)
+
+
+def test_clipped_gradients_are_no_longer_than_asked(splits):
+    short = Recipe(epochs=1, batch_size=90, optimizer="sgd", momentum=0.0, learning_rate=1.0, weight_decay=0, schedule="constant", clip=1e-3)
+    before, model = net(norm=False), net(norm=False)
+    fit(model, splits, short, 32)
+    assert (vector(model) - vector(before)).norm() == pytest.approx(1e-3, rel=0.05)
+
+
+def test_weights_stay_in_32_bits_and_the_network_is_given_back_as_it_was(splits):
+    model, cells = net(), []
+    forward = type(model).forward
+    model[0].register_forward_hook(lambda module, args, out: cells.append(out.dtype))
+    fit(model, splits, Recipe(epochs=1, precision="bf16", **CALM), 32)
+    assert torch.bfloat16 in cells and {p.dtype for p in model.parameters()} == {torch.float32}
+    assert "forward" not in vars(model) and type(model).forward is forward and not model.training
+
+
+def test_moving_average_is_the_formula(splits):
+    seen, model = [], net(norm=False)
+    class Watching(Classification):
+        def loss(self, outputs, targets):
+            if torch.is_grad_enabled(): seen.append(model[0].weight.detach().clone())
+            return super().loss(outputs, targets)
+    recipe = Recipe(epochs=2, ema=0.5, precision="fp32", batch_size=30, optimizer="sgd", learning_rate=0.1)
+    bare = net(norm=False)
+    fit(model, splits, recipe, 32, Watching(splits, 32, recipe))
+    values = seen[1:]  # the weights after each step; the last ones were replaced by the average
+    last = fit(bare, splits, replace(recipe, ema=0.0), 32) and bare[0].weight.detach()
+    average = values[0].clone()
+    for i, value in enumerate([*values[1:], last], 1): average.lerp_(value, 1 - min(0.5, (1 + i) / (10 + i)))
+    assert torch.allclose(model[0].weight, average, atol=1e-6)
+
+
+def test_stops_early_and_keeps_the_best(splits):
+    recipe = Recipe(epochs=60, learning_rate=0.05, schedule="constant", early_stopping_patience=2, keep="best", **CALM)
+    model = net()
+    history = fit(model, splits, recipe, 32)
+    task = tasks[SINGLE](splits, 32, recipe)
+    assert len(history.rows) < 60 and history.waited() == 2
+    accelerator = train.make_accelerator(recipe, "cpu")
+    assert measure(model, task, task.loader(splits.valid, torch.device("cpu")), accelerator)["accuracy"] == max(history.scores)
+
+
+class Regions(Classification):
+    "A task with a list of dictionaries as targets, as detection has: where is the square?"
+    score = "closeness"
+
+    def loader(self, pictures, device, training=False):
+        loader = super().loader(pictures, device, training)
+        whole, centre = loader.batch, torch.tensor([[(i % 7) / 7] for i in range(len(pictures))])
+        loader.batch = lambda epoch, step: (whole(epoch, step)[0], [dict(boxes=centre[i]) for i in loader.batches.numbers(epoch, step)])
+        return loader
+
+    def loss(self, outputs, targets): return (outputs["loc"] - torch.stack([t["boxes"] for t in targets])).square().mean()
+
+    def metrics(self):
+        class Closeness(MeanMetric):
+            def update(self, outputs, targets): super().update(1 - (outputs["loc"] - torch.stack([t["boxes"] for t in targets])).abs())
+        return MetricCollection(dict(closeness=Closeness()))
+
+
+def test_serves_targets_that_are_lists_of_boxes(splits):
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(net(), nn.Linear(3, 1))
+
+        def forward(self, x): return dict(loc=self.net(x))
+
+    recipe = Recipe(epochs=2, accumulate=2, **CALM)
+    history = fit(Detector(), splits, recipe, 32, Regions(splits, 32, recipe))
+    assert history.score == "closeness" and history.scores[-1] > 0.3
+
+
+def test_serves_several_labels():
+    several = load("streets?view=multi&n=40&valid=10&test=5")
+    model = nn.Sequential(net(), nn.Linear(3, 5))
+    history = fit(model, several, Recipe(epochs=1, **CALM), 32)
+    assert history.score == "f1" and set(history.rows[0]) >= {"accuracy", "precision", "recall", "f1", "valid_loss"}
+
+
+def test_metrics_are_of_the_whole_split_not_means_of_batches(splits):
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    recipe = Recipe(batch_size=7, precision="fp32")
+    task, model = tasks[SINGLE](splits, 32, recipe), net()
+    loader = task.loader(splits.test, torch.device("cpu"))
+    found = measure(model, task, loader)
+    with torch.inference_mode(): guess = torch.cat([model(loader.batch(0, i)[0]) for i in range(len(loader))]).argmax(1)
+    precision, recall, f1, _ = precision_recall_fscore_support(splits.test.targets, guess, average="macro", zero_division=0)
+    assert found["confusion"] == confusion_matrix(splits.test.targets, guess).tolist()
+    assert (found["precision"], found["recall"], found["f1"]) == pytest.approx((precision, recall, f1), abs=1e-6)
+
+
+# ---- what it says when it cannot
+
+def test_a_loss_that_is_not_finite_has_an_address(splits):
+    class Poisoned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.calls = net(), 0
+
+        def forward(self, x):
+            self.calls += self.training
+            return self.net(x) * (math.nan if self.calls == 9 else 1)
+
+    recipe = Recipe(epochs=3, learning_rate=0.01, schedule="constant", **CALM)
+    files = tasks[SINGLE](splits, 32, recipe).loader(splits.train, torch.device("cpu"), True).files(1, 2)
+    with pytest.raises(CourseError) as error: fit(Poisoned(), splits, recipe, 32)
+    for part in ("epoch 2, step 3", "0.01", ", ".join(files[:4]), f"{len(files) - 4} more", "Try"): assert part in str(error.value)
+
+
+def test_losses_looked_at_in_groups_still_name_the_batch(splits):
+    recipe = Recipe(**CALM)
+    losses = train.Losses(0.0, tasks[SINGLE](splits, 32, recipe).loader(splits.train, torch.device("cpu"), True), every=20)
+    for step in range(5): losses.add((0, step, 0.1), torch.tensor(math.inf if step == 3 else 1.0))
+    with pytest.raises(CourseError, match="epoch 1, step 4"): losses.look()
+
+
+def test_lack_of_memory_says_what_to_lower(splits):
+    class Greedy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x): return self.net(x) + torch.empty(2**52).sum()
+
+    with pytest.raises(CourseError, match="raise accumulate, or lower batch_size"): fit(Greedy(), splits, Recipe(epochs=1), 32)
+    with pytest.raises(CourseError, match="out of memory on cuda"), train.memory_advice(Recipe(), torch.device("cuda")):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="shapes"), train.memory_advice(Recipe(), torch.device("cpu")): raise RuntimeError("shapes")
+
+
+def test_devices_and_precisions_that_are_not_there(monkeypatch):
+    with pytest.raises(CourseError, match="not here"): train.make_accelerator(Recipe(), "tpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(CourseError, match="device 'cuda'"): train.make_accelerator(Recipe(), "cuda")
+    with pytest.raises(CourseError, match="fp16 needs"): train.make_accelerator(Recipe(precision="fp16"), "cpu")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert train.best_precision("cuda") == "fp16" and train.best_precision("mps") == "fp32"
+
+
+def test_an_empty_training_split_is_refused(splits):
+    with pytest.raises(CourseError, match="training split is empty"): fit(net(), replace(splits, train=splits.train.subset([])), Recipe(), 32)
+
+
+def test_a_batch_too_small_to_share_is_refused():
+    with pytest.raises(CourseError, match="3 cannot be shared by 4"): list(train.my_parts(3, Recipe(), 0, 4))
+
+
+def test_events_can_be_read_by_tensorboard(splits, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    history = fit(net(), splits, Recipe(epochs=3, **CALM), 32, folder=tmp_path)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [round(e.value, 4) for e in events.Scalars("train_loss")] == [round(row["train_loss"], 4) for row in history.rows]
+
+
+# ---- every network by name
+
+ALL = sorted(name for name in (models.discover(), networks)[1])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_network_trains_saves_and_opens(name, splits, tmp_path):
+    trained = models[name](splits, size="small", epochs=1, batch_size=30)
+    trained.save(tmp_path / "b", seed=0)
+    again, images = open_model(tmp_path / "b"), np.array(pixels(splits.test, 32))
+    assert np.array_equal(trained.predict_proba(images), again.predict_proba(images))
+    assert evaluate(again, splits.test)["pictures"] == 60
+    assert json.loads((tmp_path / "b" / "model.json").read_text())["about"]["recipe"]["epochs"] == 1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_weight_of_every_network_gets_a_gradient(name):
+    torch.manual_seed(0)
+    model = networks[name](7, size="small")
+    out = model(torch.randn(4, 3, 48, 48))
+    out.square().sum().backward()
+    assert out.shape == (4, 7) and all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_network_grows_with_its_size_and_exists_on_meta(name):
+    with torch.device("meta"): made = [networks[name](10, size=size) for size in ("small", "base", "large")]
+    counts = [sum(p.numel() for p in model.parameters()) for model in made]
+    assert counts == sorted(set(counts)) and made[0](torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 10)
+    with pytest.raises(CourseError, match="no size 'huge'"): networks[name](10, size="huge")
+
+
+@pytest.mark.parametrize("spoil,says", [(lambda meta: meta.update(architecture="cmm"), "cnn"),
+                                        (lambda meta: meta.update(network=dict(size="base")), "does not fit"),
+                                        (lambda meta: meta.update(network=dict(width=3)), "does not fit"),
+                                        (lambda meta: meta.pop("mean"), "does not fit")])
+def test_a_bundle_whose_parts_do_not_fit_is_refused(spoil, says, splits, tmp_path):
+    models["cnn"](splits, size="small", epochs=1).save(tmp_path / "b")
+    meta = json.loads((tmp_path / "b" / "model.json").read_text())
+    spoil(meta)
+    (tmp_path / "b" / "model.json").write_text(json.dumps(meta))
+    with pytest.raises(CourseError, match=says): open_model(tmp_path / "b")
+
+
+def test_pictures_of_another_size_or_type_are_refused(splits):
+    trained = models["cnn"](splits, size="small", epochs=1)
+    for wrong in (np.zeros((2, 16, 16, 3), np.uint8), np.zeros((2, 32, 32, 3), np.float32), np.zeros((32, 32, 3), np.uint8)):
+        with pytest.raises(CourseError, match="pictures must be"): trained.predict_proba(wrong)
+    assert trained.predict_proba(np.zeros((0, 32, 32, 3), np.uint8)).shape == (0, 3)
+
+
+def test_validation_pictures_can_be_learnt_from_too(splits):
+    trained = models["cnn"](splits, size="small", epochs=1, with_valid=True)
+    assert trained.about["trained_on"] == 121 and trained.about["valid_accuracy"] is None and trained.temperature == 1.0
+
+
+def test_one_class_is_refused(splits):
+    with pytest.raises(CourseError, match="two or more"): models["cnn"](replace(splits, classes=["a"]), epochs=1)
+    with pytest.raises(CourseError, match="chapter 15"): models["cnn"](replace(splits, task="detection"))
+
+
+# ---- the command line
+
+def test_forty_pictures_in_two_classes_with_the_defaults(tmp_path, capsys, splits):
+    two = [i for i, target in enumerate(splits.train.targets) if target < 2][:40]
+    few = replace(splits, train=replace(splits.train.subset(two), classes=["a", "b"]), valid=splits.valid.subset([]),
+                  test=splits.test.subset([]), classes=["a", "b"])
+    folder = tmp_path / "pictures"
+    for i in two:
+        from PIL import Image
+        (folder / "ab"[splits.train.targets[i]]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(splits.train.read(i)).save(folder / "ab"[splits.train.targets[i]] / f"{i}.png")
+    assert main(["train", "cnn", "--data", str(folder), "--out", str(tmp_path / "model")]) == 0
+    assert main(["evaluate", str(tmp_path / "model"), "--data", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.split("\n", 1)[1])["accuracy"] >= 0.75
+    assert main(["predict", str(tmp_path / "model"), str(folder), "--out", str(tmp_path / "p.json")]) == 0
+    rows = json.loads((tmp_path / "p.json").read_text())
+    assert len(rows) == 40 and "pictures/s" in capsys.readouterr().err
+    right = [row["predictions"][0]["label"] == Path(row["file"]).parent.name for row in rows]
+    assert np.mean(right) > 0.9
+
+
+def test_a_run_can_be_resumed_from_the_command_line(tmp_path, capsys, monkeypatch):
+    words = ["train", "cnn", "--data", "streets?n=40&valid=10&test=5", "--size", "small", "--epochs", "3", "--batch-size", "10",
+             "--input-size", "32", "--out"]
+    monkeypatch.setattr(train.Checkpoint, "due", lambda self: self.path is not None)
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    take = Classification.loss
+    calls = iter(range(10**6))
+    def loss(self, outputs, targets):
+        if torch.is_grad_enabled() and next(calls) == 7: raise KeyboardInterrupt
+        return take(self, outputs, targets)
+    monkeypatch.setattr(Classification, "loss", loss)
+    assert main([*words, str(tmp_path / "broken")]) == 130
+    assert main([*words, str(tmp_path / "broken")]) == 2 and "--resume" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "broken"), "--resume"]) == 0
+    same = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "broken")]
+    assert same[0] == same[1]
+
+
+def test_the_list_of_models_shows_weights_and_input(capsys):
+    assert main(["train", "--list"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert set(lines) >= {*ALL, "svm", "forest"} and "457,258 weights" in lines["cnn"] and "32 to 64 px" in lines["cnn"]
