@@ -122,9 +122,10 @@ def train_list() -> int:
     "Print every model."
     models.discover()
     for name in sorted(models):
-        size = inspect.signature(models[name]).parameters["input_size"].default
+        given = inspect.signature(models[name]).parameters.get("input_size")
+        size = given and given.default
         text = inspect.getdoc(models[name]).split("\n")[0]
-        print(f"{name:<18} {f'{size} px' if size else '32 to 64 px':<12} {weights_of(name):<18} {text}")
+        print(f"{name:<18} {f'{size} px' if size else '32 to 64 px' if given else 'any size':<12} {weights_of(name):<18} {text}")
     return 0
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -170,8 +171,7 @@ def end(
     try: parent = psutil.Process(pid)
     except psutil.NoSuchProcess: return
     for process in [*parent.children(recursive=True), parent]:
-        try: process.kill()
-        except psutil.NoSuchProcess: pass
+        with suppress(psutil.NoSuchProcess): process.kill()  # unless it has ended by itself in the meantime
 
 # %% ../nbs/90_notebooks.ipynb #ad9ce057
 @dataclass

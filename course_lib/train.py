@@ -177,16 +177,16 @@ def side_at(
     grown = min(1.0, epoch / max(1.0, 0.75 * recipe.epochs))
     return round(side * (recipe.progressive + (1 - recipe.progressive) * grown))
 
-# %% ../nbs/05_training.ipynb #c2ca0825
+# %% ../nbs/05_training.ipynb #b91749de
 @torch.no_grad()
 def measure(
     model: nn.Module,
     task,                # supplies `loss` and `metrics`
     loader: "Loader",    # of the split to measure on
-    accelerator: Accelerator | None = None,  # several processes share the work; precision as in training
+    accelerator: Accelerator | None = None,  # shares the work among processes, sets the precision; None: 32 bits, here
 ) -> dict:
     "The mean loss and the task's metrics, over the whole split. The model is left in evaluation mode."
-    accelerator = accelerator or make_accelerator(Recipe(precision="fp32"), "cpu")
+    accelerator = accelerator or make_accelerator(Recipe(precision="fp32"), next(model.parameters()).device.type)
     scores, total, n = task.metrics().to(accelerator.device), SumMetric(nan_strategy="disable").to(accelerator.device), 0
     model.eval()
     for step in range(len(loader)):
