@@ -1,0 +1,152 @@
+"The ingredients of recipes: augmentations, progressive resizing, mirrored prediction, Muon."
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from course_lib.core import CourseError, models, open_model
+from course_lib.data import SINGLE, load, pixels
+from course_lib.modern import Muon, orthogonal
+from course_lib.recipes import SpeedNet, cutmix, cutout, mixup, training_flops
+from course_lib.train import Recipe, augmentations, fit, generator, side_at, tasks
+
+models.discover()
+K = 4
+
+
+@pytest.fixture(scope="module")
+def splits(): return load("streets?n=60&valid=20&test=20&size=32")
+
+
+def batch(n=24, side=32):
+    return torch.randint(256, (n, 3, side, side), dtype=torch.uint8, generator=generator(1)), torch.arange(n) % K
+
+
+@pytest.mark.parametrize("name", sorted(augmentations))
+def test_every_augmentation_follows_from_its_dice_and_keeps_the_shape(name):
+    images, targets = batch()
+    kept = images.clone()
+    torch.manual_seed(1)
+    first = augmentations[name](images, targets, generator(7), K)
+    torch.manual_seed(2)
+    second, third = (augmentations[name](images, targets, generator(seed), K) for seed in (7, 8))
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1]) and torch.equal(images, kept)
+    assert first[0].shape == images.shape and not torch.equal(first[0].float(), third[0].float())
+    assert not torch.equal(first[0].float(), images.float()) and 0 <= first[0].min() and first[0].max() <= 255
+
+
+@pytest.mark.parametrize("name", sorted(augmentations))
+def test_every_augmentation_takes_a_single_picture(name):
+    images, targets = batch(1)
+    assert augmentations[name](images, targets, generator(7), K)[0].shape == images.shape
+
+
+@pytest.mark.parametrize("mix", [mixup, cutmix])
+def test_mixed_answers_are_shares_of_the_pictures(mix):
+    colours = torch.eye(3)[torch.arange(30) % 3][:, :, None, None].expand(-1, -1, 24, 24) * 255.0
+    for trial in range(30):
+        images, answers = mix(colours, torch.arange(30) % 3, generator(trial), 3)
+        assert torch.allclose(images.mean((2, 3)) / 255, answers, atol=1e-4)
+    several = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert mix(colours[:2], several, generator(0), 3)[1].max() <= 1
+
+
+def test_cutout_greys_at_most_a_quarter():
+    images, targets = batch(200, 32)
+    changed = (cutout(images, targets, generator(3), K)[0] != images).any(1).float().mean((1, 2))  # share of each picture
+    assert changed.max() <= 0.26 and changed.mean() > 0.1
+
+
+def test_bytes_are_asked_for_by_name():
+    with pytest.raises(CourseError, match="put mixup last"): augmentations["randaugment"](batch()[0].float(), None, generator(0), K)
+
+
+def test_pictures_grow_to_their_full_size(splits):
+    recipe = Recipe(epochs=8, progressive=0.5)
+    sides = [side_at(32, epoch, recipe) for epoch in range(8)]
+    assert sides[0] == 16 and sides == sorted(sides) and sides[6:] == [32, 32]
+    loader = tasks[SINGLE](splits, 32, recipe).loader(splits.train, torch.device("cpu"), True)
+    assert [loader.batch(epoch, 0)[0].shape[-1] for epoch in (0, 7)] == [16, 32]
+    measuring = tasks[SINGLE](splits, 32, recipe).loader(splits.valid, torch.device("cpu"))
+    assert measuring.batch(0, 0)[0].shape[-1] == 32
+
+
+def test_mirrored_predictions_do_not_depend_on_left_and_right(splits, tmp_path):
+    trained = models["speedrun"](splits, size="small", epochs=2, batch_size=20, mirror=True)
+    images = np.array(pixels(splits.test, 32))
+    left, right = trained.predict_proba(images), trained.predict_proba(images[:, :, ::-1])
+    assert np.allclose(left, right, atol=0.02)
+    trained.save(tmp_path / "b")
+    assert open_model(tmp_path / "b").mirror and np.array_equal(open_model(tmp_path / "b").predict_proba(images), left)
+    assert not np.allclose(replace(trained, mirror=False).predict_proba(images), left, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(8, 50), (50, 8), (32, 32)])
+def test_orthogonal_equals_the_singular_value_decomposition(shape):
+    matrix = torch.randn(shape, generator=generator(4))
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    found = orthogonal(matrix, times=6)
+    values = torch.linalg.svdvals(found)
+    assert 0.5 < values.min() and values.max() < 1.3  # the polynomial settles near one, not at it
+    assert torch.nn.functional.cosine_similarity(found.flatten(), (u @ v).flatten(), 0) > 0.97
+
+
+def test_muon_keeps_the_length_of_filters_and_learns():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    x = torch.randn(64, 3, 8, 8)
+    y = x[:, 0].mean((1, 2)).gt(0).long()
+    optimizer, losses = Muon([dict(params=[p for p in model.parameters() if (p.ndim == 4) == filters], filters=filters)
+                              for filters in (True, False)], lr=0.1, momentum=0.6), []
+    for _ in range(60):
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0] and 2 < model[0].weight.norm() < 4
+    state = optimizer.state_dict()
+    assert torch.load(_saved(state), weights_only=True)["param_groups"] == state["param_groups"]
+
+
+def _saved(state):
+    import io
+    torch.save(state, file := io.BytesIO())
+    file.seek(0)
+    return file
+
+
+def test_the_first_layer_of_the_speedrun_whitens(splits):
+    net = SpeedNet(5, (8, 8, 8))
+    images = tasks[SINGLE](splits, 32, Recipe()).loader(splits.train, torch.device("cpu")).batch(0, 0)[0]
+    net.look(images)
+    with torch.no_grad(): out = nn.functional.conv2d(images, net.whiten.weight)        # [B, 24, 31, 31]
+    covariance = torch.cov(out[:, :12].permute(1, 0, 2, 3).flatten(1))
+    assert (covariance - torch.diag(covariance.diag())).abs().max() < 0.02 and covariance.diag()[1:].mean() > 0.5
+    assert torch.equal(out[:, :12], -out[:, 12:])
+
+
+def test_flops_are_those_counted_by_hand():
+    conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    forward = 2 * 16 * 16 * 27 * 8
+    assert training_flops(conv, [16, 16], 100) == pytest.approx(2 * 100 * forward * 2)  # no gradient for the input
+
+
+def test_muon_is_resumable(splits, tmp_path):
+    recipe = Recipe(epochs=2, batch_size=20, optimizer="muon", learning_rate=0.1)
+    make = lambda: (torch.manual_seed(0), SpeedNet(5, (8, 8, 8)))[1]
+    whole, broken = make(), make()
+    fit(whole, splits, recipe, 32)
+
+    class Stop(tasks[SINGLE]):
+        steps = 0
+        def loss(self, outputs, targets):
+            self.steps += torch.is_grad_enabled()
+            if self.steps == 5: raise KeyboardInterrupt
+            return super().loss(outputs, targets)
+
+    with pytest.raises(KeyboardInterrupt): fit(broken, splits, recipe, 32, Stop(splits, 32, recipe), tmp_path)
+    fit(broken, splits, recipe, 32, folder=tmp_path, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), broken.state_dict().values()))
