@@ -175,7 +175,7 @@ def test_large_data_takes_patches_and_a_line(streets, monkeypatch, capsys):
 
 def test_a_class_without_training_pictures_is_never_predicted(streets, images):
     few = replace(streets, train=streets.train.subset(i for i, t in enumerate(streets.train.targets) if t != 2))
-    P = svm(few, size=32, c=1.0, gamma=1.0, refit=False).predict_proba(images)
+    P = svm(few, input_size=32, c=1.0, gamma=1.0, refit=False).predict_proba(images)
     assert P.shape == (40, 5) and np.allclose(P.sum(1), 1) and not (P.argmax(1) == 2).any()
 
 
