@@ -2,19 +2,22 @@
 
 # %% auto #0
 __all__ = ['tasks', 'augmentations', 'schedules', 'optimizers', 'networks', 'Classification', 'MultiLabel', 'channel_statistics',
-           'flipped', 'shifted', 'generator', 'Loader', 'side_at', 'measure', 'share', 'as_float', 'Recipe', 'constant',
-           'cosine', 'linear', 'one_cycle', 'plateau', 'learning_rate', 'groups', 'adamw', 'sgd', 'seed_step',
-           'Checkpoint', 'Losses', 'memory_advice', 'History', 'make_accelerator', 'best_precision', 'averaged',
-           'SharedBatchNorm', 'share_batch_norm', 'fit', 'my_parts', 'finite', 'said', 'Best', 'event_writer',
-           'write_events', 'Network', 'network', 'train_network', 'described', 'record_runs', 'join']
+           'flipped', 'shifted', 'nudged', 'generator', 'Loader', 'side_at', 'measure', 'share', 'as_float', 'Recipe',
+           'constant', 'cosine', 'linear', 'one_cycle', 'plateau', 'learning_rate', 'groups', 'adamw', 'sgd',
+           'seed_step', 'Checkpoint', 'Losses', 'memory_advice', 'History', 'make_accelerator', 'best_precision',
+           'averaged', 'SharedBatchNorm', 'keep_memory', 'share_batch_norm', 'fit', 'beginning', 'my_parts', 'finite',
+           'said', 'Best', 'event_writer', 'write_events', 'Network', 'views_of', 'network', 'train_network',
+           'described', 'record_runs', 'recorded', 'join']
 
-# %% ../nbs/05_training.ipynb #2fe7598c
+# %% ../nbs/05_training.ipynb #a58b3c6e
+import ctypes
 import inspect
 import json
 import math
 import os
 import pickle
 import random
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,7 +115,7 @@ def channel_statistics(
 tasks = Registry("task")  # name -> class(splits, input_size, recipe) that supplies batches, loss and metrics
 tasks.update({SINGLE: Classification, MULTI: MultiLabel})
 
-# %% ../nbs/05_training.ipynb #a78e4a41
+# %% ../nbs/05_training.ipynb #0e9ab6f5
 augmentations = Registry("augmentation")  # name -> function(images, targets, generator, K) -> both
 
 
@@ -122,6 +125,10 @@ def flipped(images, targets, dice, classes): return flip(images, dice), targets
 
 @augmentations.register("shift")
 def shifted(images, targets, dice, classes): return shift(images, dice, max(1, images.shape[-1] // 8)), targets
+
+
+@augmentations.register("nudge")  # half as far: better for trainings of few epochs
+def nudged(images, targets, dice, classes): return shift(images, dice, max(1, images.shape[-1] // 16)), targets
 
 
 def generator(*numbers: int) -> torch.Generator:
@@ -159,6 +166,10 @@ class Loader:
         side = side_at(images.shape[-1], epoch, self.recipe) if self.training else images.shape[-1]
         if side < images.shape[-1]: images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
         return images, targets
+
+    def unchanged(self) -> Tensor:
+        "The images of the first batch without changes, float32 [B, 3, S, S]: for layers that are computed from pictures."
+        return to_float(self.batches.batch(0, 0)[0].to(self.device), self.mean, self.std)
 
     def files(self,
         epoch: int,
@@ -323,15 +334,17 @@ def sgd(model, recipe):
     momentum = recipe.momentum
     return torch.optim.SGD(groups(model, recipe), recipe.learning_rate, momentum, nesterov=momentum > 0)
 
-# %% ../nbs/05_training.ipynb #af723b1c
+# %% ../nbs/05_training.ipynb #1a5ea183
 def seed_step(
+    device: torch.device,
     *numbers: int,  # seed, epoch, step, and which process
 ) -> None:
     "Seed all generators of this process by the place in the run: nothing random has to be saved."
     word = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(word)
     np.random.seed(word)
-    torch.manual_seed(word)
+    if device.type == "cpu": torch.default_generator.manual_seed(word)  # torch.manual_seed sees to GPUs too, and is slow
+    else: torch.manual_seed(word)
 
 
 class Checkpoint:
@@ -476,7 +489,7 @@ class History:
         seconds = sum(row["seconds"] for row in self.rows)
         return f"{len(self.rows)} epochs in {seconds:.1f} s: loss {last['train_loss']:.4f}{score}"
 
-# %% ../nbs/05_training.ipynb #82d6cba5
+# %% ../nbs/05_training.ipynb #43871813
 def make_accelerator(
     recipe: Recipe,
     device: str = "auto",  # cpu, cuda, mps, or auto: the best there is
@@ -533,14 +546,31 @@ class SharedBatchNorm(nn.BatchNorm2d):
             return (values * scale[:, None, None] + offset[:, None, None]).to(x.dtype)
 
 
+@contextmanager
+def keep_memory():
+    "Within it, Linux's C library keeps the memory of freed tensors for the next ones. Elsewhere it does nothing."
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(library, "mallopt"):
+        yield
+        return
+    trim, threshold, maps = -1, -3, -4                  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX of malloc.h
+    for option, value in ((maps, 0), (trim, 2**31 - 1)): library.mallopt(option, value)
+    try: yield
+    finally:                                            # to the highest values that the library chooses by itself
+        for option, value in ((maps, 65536), (threshold, 2**25), (trim, 2**26)): library.mallopt(option, value)
+        library.malloc_trim(0)
+
+
 def share_batch_norm(
     model: nn.Module,
+    shared: bool = True,  # False: as it was before
 ) -> None:
     "Let every batch normalisation use the whole batch, also when several processes have a part of it each."
+    before, after = (nn.BatchNorm2d, SharedBatchNorm) if shared else (SharedBatchNorm, nn.BatchNorm2d)
     for module in model.modules():
-        if type(module) is nn.BatchNorm2d: module.__class__ = SharedBatchNorm
+        if type(module) is before: module.__class__ = after
 
-# %% ../nbs/05_training.ipynb #7e39cca8
+# %% ../nbs/05_training.ipynb #11806bab
 def fit(
     model: nn.Module,       # from images [B, 3, S, S] to what the task's loss takes; trained in place
     splits: Splits,         # learns from `train`, measures on `valid` (which may be empty), never looks at `test`
@@ -570,19 +600,19 @@ def fit(
     about = dict(asdict(recipe), data=splits.fingerprint, weights=sum(p.numel() for p in model.parameters()))
     checkpoint = Checkpoint(folder, {name: part for name, part in parts.items() if part is not None}, about)
     if not resume: checkpoint.refuse()
-    place = resume and checkpoint.restore() or dict(epoch=0, step=0, total=0.0, seconds=0.0)
+    place = (resume and checkpoint.restore()) or beginning(model, train)
     events = event_writer(folder, place["epoch"]) if rank == 0 else None
     every = 1 if accelerator.device.type == "cpu" else 20
     bar = progress(total=recipe.epochs * len(train), initial=place["epoch"] * len(train) + place["step"], unit="step",
                    desc="training", disable=None if rank == 0 else True)
 
-    with bar, memory_advice(recipe, accelerator.device):
+    with bar, memory_advice(recipe, accelerator.device), keep_memory():
         for epoch in range(place["epoch"], recipe.epochs):
             if recipe.early_stopping_patience and history.waited() >= recipe.early_stopping_patience: break
             began, losses = time.perf_counter() - place["seconds"], Losses(place["total"], train, every)
             net.train()
             for step in range(place["step"], len(train)):
-                seed_step(recipe.seed, epoch, step, rank)
+                seed_step(accelerator.device, recipe.seed, epoch, step, rank)
                 rate = learning_rate(recipe, epoch * len(train) + step, len(train), history.scores)
                 for group in optimizer.param_groups: group["lr"] = rate * group.get("lr_scale", 1.0)
                 inputs, targets = train.batch(epoch, step)
@@ -615,12 +645,23 @@ def fit(
                 write_events(events, history.rows[-1])
 
     accelerator.unwrap_model(net, keep_fp32_wrapper=False).__dict__.pop("forward", None)  # accelerate wraps it: undone
+    if world > 1: share_batch_norm(model, False)
     if average: model.load_state_dict(average.module.state_dict())
     if recipe.keep == "best" and len(valid): best.give(model)
     model.eval()
     if events: events.close()
     if rank == 0: checkpoint.remove()
     return history
+
+
+def beginning(
+    model: nn.Module,
+    train: Loader,
+) -> dict:
+    "Where a new run is. Layers that are computed and not learnt (`Whiten` in chapter 07) get to look at some pictures."
+    for module in model.modules():
+        if hasattr(module, "look"): module.look(train.unchanged())
+    return dict(epoch=0, step=0, total=0.0, seconds=0.0)
 
 
 def my_parts(
@@ -687,7 +728,7 @@ def write_events(
         if writer and name != "epoch": writer.add_scalar(name, value, row["epoch"])
     if writer: writer.flush()
 
-# %% ../nbs/05_training.ipynb #2361e4b0
+# %% ../nbs/05_training.ipynb #60f6f586
 networks = Registry("network")  # name -> function(classes, **arguments) that builds an nn.Module
 
 
@@ -704,7 +745,7 @@ class Network:
     task: str = SINGLE
     temperature: float = 1.0  # logits are divided by it before they become probabilities
     about: dict = field(default_factory=dict)  # how it was made
-    mirror: bool = False  # average the logits of a picture and of its mirror image
+    views: int = 1       # of a picture, over which logits are averaged: see `views_of`
 
     def logits(self,
         images: np.ndarray,  # uint8 [B, size, size, 3]
@@ -718,8 +759,7 @@ class Network:
         half = dict(bf16=torch.bfloat16, fp16=torch.float16).get(best_precision(device.type))
         with torch.inference_mode(), torch.autocast(device.type, half, enabled=half is not None):
             batch = to_float(batch, self.mean, self.std)
-            found = self.model(batch).float()
-            return ((found + self.model(batch.flip(3)).float()) / 2 if self.mirror else found).cpu()
+            return sum(self.model(view).float() for view in views_of(batch, self.views)).cpu() / self.views
 
     def predict_proba(self,
         images: np.ndarray,  # uint8 [B, size, size, 3]
@@ -735,7 +775,7 @@ class Network:
         "Write a bundle with the weights in `weights.safetensors`."
         own = dict(format="safetensors", architecture=self.name, network=self.arguments, classes=list(self.classes),
                    task=self.task, input_size=self.size, mean=self.mean, std=self.std, temperature=self.temperature,
-                   mirror=self.mirror, about=self.about, versions=versions("torch", "safetensors"))
+                   views=self.views, about=self.about, versions=versions("torch", "safetensors"))
         state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
         return save_bundle(folder, meta | own, lambda part: save_file(state, part / "weights.safetensors"))
 
@@ -750,7 +790,7 @@ class Network:
             model.load_state_dict(load_file(bundle.folder / "weights.safetensors"))
             model.to(memory_format=torch.channels_last).eval()
             return cls(model, meta["classes"], meta["input_size"], tuple(meta["mean"]), tuple(meta["std"]),
-                       meta["architecture"], meta["network"], meta["task"], meta["temperature"], meta["about"], meta["mirror"])
+                       meta["architecture"], meta["network"], meta["task"], meta["temperature"], meta["about"], meta["views"])
         except (KeyError, TypeError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise CourseError(f"'{bundle.folder}' does not fit its architecture '{meta['architecture']}': {first}") from None
@@ -758,7 +798,18 @@ class Network:
 
 formats["safetensors"] = Network.load
 
-# %% ../nbs/05_training.ipynb #3a26258f
+
+def views_of(
+    images: Tensor,  # [B, 3, S, S]
+    views: int,      # 1: as they are; 2: mirrored too; 6: both also moved by a pixel up and left, and down and right
+) -> list[Tensor]:
+    "The same pictures seen in ways that should not matter (Jordan 2024, section 3.5)."
+    if views == 1: return [images]
+    wide = F.pad(images, (1, 1, 1, 1), mode="reflect")
+    moved = [images] if views == 2 else [images, wide[:, :, 2:, 2:], wide[:, :, :-2, :-2]]
+    return [view for each in moved for view in (each, each.flip(3))]
+
+# %% ../nbs/05_training.ipynb #0d418840
 def network(
     name: str,        # for the command line and for bundles
     **defaults,       # of the recipe, where this network needs others
@@ -788,7 +839,7 @@ def train_network(
     device: str = "auto",            # cpu, cuda, mps, or auto: the best there is
     resume: bool = False,            # go on with an unfinished run
     with_valid: bool = False,        # learn from the validation pictures too: then nothing is left to choose by
-    mirror: bool = False,            # predict a picture and its mirror image, and average
+    views: int = 1,                  # predict so many views of a picture, 1, 2 or 6, and average: slower, better
     folder: Path | None = None,      # for checkpoints and TensorBoard's files
     **options,                       # of the network and of the recipe
 ) -> Network:
@@ -796,6 +847,7 @@ def train_network(
     if splits.task not in (SINGLE, MULTI):
         raise CourseError(f"this model needs single-label or multi-label data, not {splits.task}: see chapter 15 (detection)")
     if len(splits.classes) < 2: raise CourseError("only one class in the data: a classifier needs two or more")
+    if views not in (1, 2, 6): raise CourseError(f"views={views}: use 1, 2 or 6")
     names = {f.name for f in fields(Recipe)}
     recipe = Recipe(**{**models[name].defaults, **{k: v for k, v in options.items() if k in names}})
     arguments = {k: v for k, v in options.items() if k not in names}
@@ -803,9 +855,8 @@ def train_network(
     if with_valid: splits = replace(splits, train=join(splits.train, splits.valid), valid=splits.valid.subset([]))
     torch.manual_seed(recipe.seed)
     model, task = networks[name](len(splits.classes), **arguments), tasks[splits.task](splits, size, recipe)
-    if hasattr(model, "look"): model.look(task.loader(splits.train, torch.device("cpu")).batch(0, 0)[0])
     history = fit(model, splits, recipe, size, task, folder, resume, device)
-    trained = Network(model, splits.classes, size, task.mean, task.std, name, arguments, splits.task, mirror=mirror)
+    trained = Network(model, splits.classes, size, task.mean, task.std, name, arguments, splits.task, views=views)
     return described(trained, splits, history, recipe)
 
 
@@ -845,6 +896,22 @@ def record_runs(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(dict(runs=runs), indent=1) + "\n", encoding="utf-8")
     return [run for run in runs if run["model"] == model]
+
+
+def recorded(
+    path: Path,  # of a file that `record_runs` wrote
+) -> dict[str, dict]:
+    "For each model the number of runs, mean and deviation of their test accuracy, and the seconds of the slowest training."
+    runs, found = json.loads(Path(path).read_text(encoding="utf-8"))["runs"], {}
+    for model in dict.fromkeys(run["model"] for run in runs):
+        own = [run for run in runs if run["model"] == model]
+        right = [run["test_accuracy"] for run in own]
+        found[model] = dict(n=len(own), accuracy=float(np.mean(right)), sd=float(np.std(right, ddof=len(own) > 1)),
+                            seconds=max(run["train_seconds"] for run in own), weights=own[0]["about"]["weights"],
+                            options=own[0]["options"])
+        if any(run["options"] != own[0]["options"] for run in own):
+            raise CourseError(f"'{path}' has runs of {model} with different options: they have no common mean")
+    return found
 
 
 def join(

@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -220,6 +221,7 @@ model = t.nn.Sequential(t.nn.Conv2d(3, 8, 3, 2), t.nn.BatchNorm2d(8), t.nn.ReLU(
                         t.nn.AdaptiveAvgPool2d(2), t.nn.Flatten(), t.nn.Linear(32, 5))
 recipe = t.Recipe(epochs=3, batch_size=10, precision="fp32", optimizer="sgd", learning_rate=0.1, clip=1.0, accumulate=int(sys.argv[2]))
 history = t.fit(model, data, recipe, 32)
+assert type(model[1]) is t.nn.BatchNorm2d
 if int(t.os.environ.get("RANK", 0)) == 0:
     rows = [[row[k] for k in ("train_loss", "valid_loss", "accuracy", "f1")] for row in history.rows]
     torch.save((t.vector(model), torch.tensor(rows)), sys.argv[1])
@@ -504,3 +506,36 @@ def test_the_list_of_models_shows_weights_and_input(capsys):
     assert main(["train", "--list"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert set(lines) >= {*ALL, "svm", "forest"} and "457,258 weights" in lines["cnn"] and "32 to 64 px" in lines["cnn"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library")
+def test_memory_is_kept_within_and_given_back_after():
+    import resource
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(5): torch.ones(2**24)                      # 64 MB each
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with pytest.raises(ZeroDivisionError), train.keep_memory():
+        faults()
+        kept = faults()
+        1 / 0
+    assert kept < faults() / 10
+
+
+def test_elsewhere_memory_is_left_alone(monkeypatch):
+    monkeypatch.setattr(train.sys, "platform", "win32")
+    with train.keep_memory(): assert torch.ones(3).sum() == 3
+
+
+def test_runs_with_other_options_have_no_common_mean(tmp_path):
+    run = lambda seed, right, **options: dict(model="m", seed=seed, options=options, test_accuracy=right, train_seconds=10 + seed,
+                                              about=dict(weights=7))
+    write = lambda *runs: (tmp_path / "r.json").write_text(json.dumps(dict(runs=runs)))
+    write(run(0, 0.8), run(1, 0.9))
+    found = train.recorded(tmp_path / "r.json")["m"]
+    assert found["n"] == 2 and found["accuracy"] == pytest.approx(0.85) and found["sd"] == pytest.approx(0.05 * 2**0.5)
+    assert found["seconds"] == 11 and found["weights"] == 7
+    write(run(0, 0.8), run(1, 0.9, epochs=3))
+    with pytest.raises(CourseError, match="different options"): train.recorded(tmp_path / "r.json")
