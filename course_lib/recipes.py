@@ -4,7 +4,7 @@
 __all__ = ['SPEED_WIDTHS', 'in_groups', 'randaugment', 'autoaugment', 'partners', 'mixup', 'cutmix', 'cutout', 'Group',
            'SpeedNet', 'speedrun', 'training_flops']
 
-# %% ../nbs/08_recipes.ipynb #9acc08d9
+# %% ../nbs/08_recipes.ipynb #9ee90a2a
 import math
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 from .cnn import of_size
 from .core import CourseError
-from .modern import MUON
+from .modern import MUON, Whiten
 from .train import augmentations, network
 
 # %% ../nbs/08_recipes.ipynb #1c272238
@@ -89,7 +89,7 @@ def cutout(images, targets, dice, classes):
     hole = inside(height, place[0])[:, None, :, None] & inside(width, place[1])[:, None, None, :]  # [B, 1, H, W]
     return images.masked_fill(hole.to(images.device), 127), targets
 
-# %% ../nbs/08_recipes.ipynb #bc53d8cc
+# %% ../nbs/08_recipes.ipynb #4f1e0a82
 class Group(nn.Module):
     "Convolution, maximum over 2 x 2, norm, GELU; convolution, norm, GELU: [B, in, S, S] to [B, out, S/2, S/2]."
     def __init__(self,
@@ -114,27 +114,17 @@ class SpeedNet(nn.Module):
         widths: tuple,      # channels of the three groups
     ):
         super().__init__()
-        self.whiten = nn.Conv2d(3, 24, 2)
-        self.whiten.weight.requires_grad = False
-        nn.init.zeros_(self.whiten.bias)
+        self.whiten = Whiten()
         self.groups = nn.Sequential(*[Group(i, o) for i, o in zip((24, *widths), widths)])
         self.head = nn.Linear(widths[-1], classes, bias=False)
-
-    def look(self,
-        images: Tensor,  # [B, 3, S, S], normalised
-    ) -> None:
-        "Set the first layer: the eigenvectors of 2 x 2 patches, scaled to unit variance, and their negatives."
-        patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)  # [n, 12]
-        values, vectors = torch.linalg.eigh(torch.cov(patches.T).double())
-        filters = (vectors / (values + 5e-4).sqrt()).T.float().reshape(12, 3, 2, 2)
-        self.whiten.weight.data.copy_(torch.cat([filters, -filters]))
 
     def forward(self, x):
         x = self.groups(F.gelu(self.whiten(x)))        # [B, C, s, s]
         return self.head(x.amax((2, 3))) / 9           # [B, K]
 
 
-@network("speedrun", epochs=9, batch_size=500, label_smoothing=0.2, progressive=0.6, **{**MUON, "learning_rate": 0.24})
+@network("speedrun", epochs=9, batch_size=500, label_smoothing=0.2, progressive=0.6, augment="flip,nudge",
+         **{**MUON, "learning_rate": 0.24})
 def speedrun(
     classes: int,         # K
     size: str = "base",   # small, base or large: 32, 64 or 128 channels in the first group

@@ -1,4 +1,4 @@
-"The ingredients of recipes: augmentations, progressive resizing, mirrored prediction, Muon."
+"The ingredients of recipes: augmentations, progressive resizing, views, Muon."
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +8,9 @@ from torch import nn
 
 from course_lib.core import CourseError, models, open_model
 from course_lib.data import SINGLE, load, pixels
-from course_lib.modern import Muon, orthogonal
+from course_lib.modern import Muon, Whiten, orthogonal
 from course_lib.recipes import SpeedNet, cutmix, cutout, mixup, training_flops
-from course_lib.train import Recipe, augmentations, fit, generator, side_at, tasks
+from course_lib.train import Recipe, augmentations, fit, generator, networks, side_at, tasks, views_of
 
 models.discover()
 K = 4
@@ -59,6 +59,13 @@ def test_cutout_greys_at_most_a_quarter():
     assert changed.max() <= 0.26 and changed.mean() > 0.1
 
 
+def test_nudged_pictures_move_by_two_pixels_at_most():
+    ramp = torch.arange(32).expand(64, 3, 32, 32).contiguous()             # a pixel's value is its column
+    moved, _ = augmentations["nudge"](ramp, None, generator(1), K)
+    offsets = (moved[:, 0, :, 10] - 10).unique().tolist()
+    assert offsets == [-2, -1, 0, 1, 2]
+
+
 def test_bytes_are_asked_for_by_name():
     with pytest.raises(CourseError, match="put mixup last"): augmentations["randaugment"](batch()[0].float(), None, generator(0), K)
 
@@ -73,14 +80,24 @@ def test_pictures_grow_to_their_full_size(splits):
     assert measuring.batch(0, 0)[0].shape[-1] == 32
 
 
-def test_mirrored_predictions_do_not_depend_on_left_and_right(splits, tmp_path):
-    trained = models["speedrun"](splits, size="small", epochs=2, batch_size=20, mirror=True)
+@pytest.mark.parametrize("views", [2, 6])
+def test_with_views_predictions_do_not_depend_on_left_and_right(splits, tmp_path, views):
+    trained = models["speedrun"](splits, size="small", epochs=2, batch_size=20, views=views)
     images = np.array(pixels(splits.test, 32))
     left, right = trained.predict_proba(images), trained.predict_proba(images[:, :, ::-1])
     assert np.allclose(left, right, atol=0.02)
     trained.save(tmp_path / "b")
-    assert open_model(tmp_path / "b").mirror and np.array_equal(open_model(tmp_path / "b").predict_proba(images), left)
-    assert not np.allclose(replace(trained, mirror=False).predict_proba(images), left, atol=1e-4)
+    assert open_model(tmp_path / "b").views == views and np.array_equal(open_model(tmp_path / "b").predict_proba(images), left)
+    assert not np.allclose(replace(trained, views=1).predict_proba(images), left, atol=1e-4)
+
+
+def test_views_are_the_pictures_moved_and_mirrored(splits):
+    images = torch.rand(3, 3, 8, 8, generator=generator(1))
+    seen = views_of(images, 6)
+    assert len(views_of(images, 1)) == 1 and len(views_of(images, 2)) == 2 and len(seen) == 6
+    assert torch.equal(seen[0], images) and all(torch.equal(seen[i].flip(3), seen[i + 1]) for i in (0, 2, 4))
+    assert torch.equal(seen[2][:, :, :-1, :-1], images[:, :, 1:, 1:]) and torch.equal(seen[4][:, :, 1:, 1:], images[:, :, :-1, :-1])
+    with pytest.raises(CourseError, match="use 1, 2 or 6"): models["speedrun"](splits, views=3)
 
 
 @pytest.mark.parametrize("shape", [(8, 50), (50, 8), (32, 32)])
@@ -118,11 +135,18 @@ def _saved(state):
     return file
 
 
-def test_the_first_layer_of_the_speedrun_whitens(splits):
-    net = SpeedNet(5, (8, 8, 8))
-    images = tasks[SINGLE](splits, 32, Recipe()).loader(splits.train, torch.device("cpu")).batch(0, 0)[0]
-    net.look(images)
-    with torch.no_grad(): out = nn.functional.conv2d(images, net.whiten.weight)        # [B, 24, 31, 31]
+@pytest.mark.parametrize("name", ["speedrun", "resnet"])
+def test_the_first_layer_whitens_and_is_not_trained(splits, name):
+    recipe = Recipe(epochs=1, batch_size=20, progressive=0.5)
+    torch.manual_seed(0)
+    net = networks[name](5, size="small")
+    layer = next(module for module in net.modules() if isinstance(module, Whiten))
+    images = tasks[SINGLE](splits, 32, recipe).loader(splits.train, torch.device("cpu"), True).unchanged()
+    layer.look(images)
+    looked = layer.weight.clone()
+    fit(net, splits, recipe, 32)                                                       # looks again, at the same pictures
+    assert torch.equal(layer.weight, looked) and layer.bias.abs().max() > 0
+    with torch.no_grad(): out = nn.functional.conv2d(images, layer.weight)             # [B, 24, 31, 31]
     covariance = torch.cov(out[:, :12].permute(1, 0, 2, 3).flatten(1))
     assert (covariance - torch.diag(covariance.diag())).abs().max() < 0.02 and covariance.diag()[1:].mean() > 0.5
     assert torch.equal(out[:, :12], -out[:, 12:])
