@@ -118,6 +118,20 @@ def test_batches_reach_the_network_normalised(splits):
     assert loader.files(0, 1) == [splits.train.names[i] for i in loader.batches.numbers(0, 1)]
 
 
+def test_strided_depthwise_convolutions_work_in_32_bits_while_training(splits):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, 2, groups=8), nn.BatchNorm2d(8), nn.ReLU(),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    kinds, images = [type(module) for module in model], torch.rand(2, 8, 9, 9)
+    exact = model[1](images)
+    train.prepare_layers(model, torch.device("cpu"), 1)
+    with torch.autocast("cpu", torch.bfloat16): assert torch.equal(model[1](images), exact)
+    train.restore_layers(model)
+    with torch.autocast("cpu", torch.bfloat16): assert not torch.equal(model[1](images).float(), exact)
+    fit(model, splits, Recipe(epochs=1, **CALM), 32)
+    assert [type(module) for module in model] == kinds
+
+
 def test_same_seed_same_weights_and_another_seed_others(splits):
     run = lambda seed: (model := net(), fit(model, splits, Recipe(epochs=2, batch_size=16, seed=seed), 32))[0]
     first, second, third = vector(run(1)), vector(run(1)), vector(run(2))
