@@ -13,7 +13,7 @@ from .train import network, optimizers
 
 MUON = dict(optimizer="muon", learning_rate=0.1, momentum=0.6, schedule="linear", weight_decay=0.0)  # see "A modern step"
 
-# %% ../nbs/07_modern.ipynb #f4913833
+# %% ../nbs/07_modern.ipynb #8e7da677
 class PreAct(nn.Sequential):
     "Batch normalisation, ReLU, convolution: [B, in, S, S] to [B, out, S/stride, S/stride]."
     def __init__(self,
@@ -43,7 +43,7 @@ class Identity(nn.Module):
         self.f = nn.Sequential(conv(inputs, outputs, stride=stride), conv(outputs, outputs))
         if attention: self.f.append(Excitation(outputs))
         same = stride == 1 and inputs == outputs
-        self.x = nn.Identity() if same else nn.Sequential(nn.AvgPool2d(stride) if stride > 1 else nn.Identity(),
+        self.x = nn.Identity() if same else nn.Sequential(nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity(),
                                                           nn.Conv2d(inputs, outputs, 1, bias=False))
 
     def forward(self, x): return self.x(x) + self.f(x)

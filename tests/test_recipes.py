@@ -10,7 +10,7 @@ from course_lib.core import CourseError, models, open_model
 from course_lib.data import SINGLE, load, pixels
 from course_lib.modern import Muon, Whiten, orthogonal
 from course_lib.recipes import SpeedNet, cutmix, cutout, mixup, training_flops
-from course_lib.train import Recipe, augmentations, fit, generator, networks, side_at, tasks, views_of
+from course_lib.train import LEAST, Recipe, augmentations, fit, generator, networks, side_at, tasks, views_of
 
 models.discover()
 K = 4
@@ -24,14 +24,20 @@ def batch(n=24, side=32):
     return torch.randint(256, (n, 3, side, side), dtype=torch.uint8, generator=generator(1)), torch.arange(n) % K
 
 
+def dice(epoch, n=24):
+    found = generator(epoch)
+    found.epoch, found.numbers = epoch, np.arange(n)
+    return found
+
+
 @pytest.mark.parametrize("name", sorted(augmentations))
 def test_every_augmentation_follows_from_its_dice_and_keeps_the_shape(name):
     images, targets = batch()
     kept = images.clone()
     torch.manual_seed(1)
-    first = augmentations[name](images, targets, generator(7), K)
+    first = augmentations[name](images, targets, dice(7), K)
     torch.manual_seed(2)
-    second, third = (augmentations[name](images, targets, generator(seed), K) for seed in (7, 8))
+    second, third = (augmentations[name](images, targets, dice(seed), K) for seed in (7, 8))
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1]) and torch.equal(images, kept)
     assert first[0].shape == images.shape and not torch.equal(first[0].float(), third[0].float())
     assert not torch.equal(first[0].float(), images.float()) and 0 <= first[0].min() and first[0].max() <= 255
@@ -40,7 +46,7 @@ def test_every_augmentation_follows_from_its_dice_and_keeps_the_shape(name):
 @pytest.mark.parametrize("name", sorted(augmentations))
 def test_every_augmentation_takes_a_single_picture(name):
     images, targets = batch(1)
-    assert augmentations[name](images, targets, generator(7), K)[0].shape == images.shape
+    assert augmentations[name](images, targets, dice(7, 1), K)[0].shape == images.shape
 
 
 @pytest.mark.parametrize("mix", [mixup, cutmix])
@@ -64,6 +70,19 @@ def test_nudged_pictures_move_by_two_pixels_at_most():
     moved, _ = augmentations["nudge"](ramp, None, generator(1), K)
     offsets = (moved[:, 0, :, 10] - 10).unique().tolist()
     assert offsets == [-2, -1, 0, 1, 2]
+
+
+def test_alternating_shows_every_picture_both_ways_in_two_epochs(splits):
+    recipe = Recipe(augment="alternate", batch_size=7)
+    loader = tasks[SINGLE](splits, 32, recipe).loader(splits.train, torch.device("cpu"), True)
+    seen = []
+    for epoch in (0, 1):
+        where = np.concatenate([loader.batches.numbers(epoch, step) for step in range(len(loader))])
+        seen.append(torch.cat([loader.batch(epoch, step)[0] for step in range(len(loader))])[np.argsort(where)])
+    assert torch.equal(seen[0], seen[1].flip(3))
+    mirrored = (seen[0] == tasks[SINGLE](splits, 32, replace(recipe, augment="")).loader(
+        splits.train, torch.device("cpu")).batch(0, 0)[0]).flatten(1).all(1)
+    assert 0.2 < mirrored.float().mean() < 0.8
 
 
 def test_bytes_are_asked_for_by_name():
@@ -150,6 +169,18 @@ def test_the_first_layer_whitens_and_is_not_trained(splits, name):
     covariance = torch.cov(out[:, :12].permute(1, 0, 2, 3).flatten(1))
     assert (covariance - torch.diag(covariance.diag())).abs().max() < 0.02 and covariance.diag()[1:].mean() > 0.5
     assert torch.equal(out[:, :12], -out[:, 12:])
+
+
+@pytest.mark.parametrize("name", sorted(set(networks) - {"transfer"}))
+def test_every_network_takes_pictures_of_any_side(name):
+    network = networks[name](K).eval()
+    with torch.inference_mode():
+        for side in range(LEAST, 44): assert network(torch.rand(1, 3, side, side)).shape == (1, K)
+
+
+def test_too_small_pictures_are_refused_and_progressive_does_not_make_them(splits):
+    with pytest.raises(CourseError, match="16 or more"): models["cnn"](splits, input_size=8)
+    assert side_at(32, 0, Recipe(progressive=0.2)) == LEAST and side_at(12, 0, Recipe(progressive=0.2)) == 12
 
 
 def test_flops_are_those_counted_by_hand():
