@@ -1,0 +1,264 @@
+"Published backbones: their weights, preparation, heads, stages; freezing, embeddings, strategies, bundles."
+import urllib.error
+from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from course_lib import train, transfer
+from course_lib.cli import main
+from course_lib.core import CourseError, models, open_model
+from course_lib.data import load, pixels, resize, to_float, write_splits
+from course_lib.shallow import evaluate
+from course_lib.train import Recipe, fit, groups, make_task
+from course_lib.transfer import (RAW, Backbone, Transfer, at_hand, embeddings, learn_transfer, phases, pretrained, published,
+                                 stages, take_head, thaw)
+
+NAMES = ("vgg16 resnet50 resnet101 densenet121 mobilenet_v2 efficientnet_b0 efficientnet_b1 vit_b_16 convnext_tiny swin_t "
+         "regnet_y_400mf timm:tf_efficientnet_lite0 timm:mobilenetv3_small_100 timm:deit_tiny_patch16_224").split()
+TINY = dict(enlarge=32, input_size=32, weights="none", batch_size=10, head_epochs=2)
+real = pytest.mark.skipif(not at_hand("mobilenet_v2-b0353104.pth") or not at_hand("efficientnet-lite0-57934424.pth"),
+                          reason="the two packages with weights are not installed: see `make help`")
+
+
+@pytest.fixture(scope="module")
+def splits(): return load("streets?n=40&valid=20&test=20&size=32")
+
+
+def small(seed=0, classes=5):
+    torch.manual_seed(seed)
+    return Transfer(Backbone("mobilenet_v2", 32), classes)
+
+
+def state(module): return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(first, second): return first.keys() == second.keys() and all(torch.equal(v, second[k]) for k, v in first.items())
+
+
+# ---- backbones
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_backbone_takes_small_pictures_and_has_stages(name):
+    backbone = Backbone(name, 64).eval()
+    with torch.inference_mode(): vectors = backbone(torch.rand(2, 3, 48, 48))
+    assert vectors.shape == (2, backbone.width) and vectors.isfinite().all()
+    found, every = [p for group in stages(backbone) for p in group], list(backbone.parameters())
+    assert len(stages(backbone)) >= 3 and len(found) == len(every) and {*map(id, found)} == {*map(id, every)}
+    assert all(group for group in stages(backbone))
+    assert Transfer(backbone, 7).eval()(torch.rand(1, 3, 48, 48)).shape == (1, 7)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vit_b_16", "timm:tf_efficientnet_lite0"])
+def test_stages_go_from_the_picture_to_the_head(name):
+    backbone = Backbone(name, 64)
+    names = {id(p): n for n, p in backbone.net.named_parameters()}
+    first, last = [names[id(p)] for p in stages(backbone)[0]], [names[id(p)] for p in stages(backbone)[-1]]
+    assert any(n.startswith(("conv1", "conv_proj", "conv_stem")) for n in first)
+    assert any(n.startswith(("layer4.2", "encoder.layers.encoder_layer_11", "conv_head")) for n in last)
+
+
+def test_a_backbone_prepares_pictures_itself_and_a_caller_cannot():
+    backbone = Backbone("timm:tf_efficientnet_lite0", 64).eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode(): assert torch.equal(backbone(images), backbone.net((images - 0.5) / 0.5))
+    model = Transfer(backbone, 5)
+    splits = load("streets?n=20&valid=10&test=10&size=32")
+    inputs, _ = make_task(model, splits, 32, Recipe()).loader(splits.test, torch.device("cpu")).batch(0, 0)
+    assert torch.equal(inputs, to_float(torch.from_numpy(np.array(pixels(splits.test, 32))).permute(0, 3, 1, 2), *RAW))
+    assert 0 <= inputs.min() and inputs.max() <= 1
+
+
+def test_a_network_without_a_linear_layer_is_no_backbone():
+    with pytest.raises(CourseError, match="no linear layer"): take_head(nn.Conv2d(3, 8, 3))
+
+
+@pytest.mark.parametrize("name", ["mobilnet_v2", "timm:mobilnet_v2", "fasterrcnn_resnet50_fpn", ""])
+def test_unknown_names_are_refused(name):
+    with pytest.raises(CourseError, match="unknown backbone"): Backbone(name)
+
+
+# ---- weights
+
+@real
+@pytest.mark.parametrize("name", ["mobilenet_v2", "timm:tf_efficientnet_lite0"])
+def test_published_weights_recognise_photos(name):
+    from skimage import data
+    from sklearn.datasets import load_sample_image
+    from torchvision.models import get_model_weights
+    net, weights = pretrained(name)
+    photos = [data.coffee(), data.cat(), load_sample_image("flower.jpg")]
+    images = torch.from_numpy(np.stack([resize(photo, weights.size) for photo in photos])).permute(0, 3, 1, 2)
+    with torch.inference_mode(): best = net.eval()(to_float(images, weights.mean, weights.std)).argmax(1).tolist()
+    names = [get_model_weights("mobilenet_v2").DEFAULT.meta["categories"][k] for k in best]
+    assert names[0] in ("espresso", "cup", "coffee mug") and "cat" in names[1] + " tabby cat" * (names[1] == "tabby")
+
+
+@real
+def test_a_loaded_backbone_is_the_published_network_without_its_head():
+    net, weights = pretrained("mobilenet_v2")
+    backbone = Backbone("mobilenet_v2", 96).load().eval()
+    assert take_head(net).in_features == backbone.width == 1280
+    assert same(state(net), state(backbone.net)) and backbone.mean.flatten().tolist() == pytest.approx(weights.mean)
+
+
+def test_a_damaged_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    file = published("resnet50")[0].file
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / file).write_bytes(b"half a file")
+    with pytest.raises(CourseError, match="damaged"): pretrained("resnet50")
+
+
+def test_weights_that_cannot_be_had_are_one_line_with_the_way_out(tmp_path, monkeypatch, capsys):
+    def unreachable(*_, **__): raise urllib.error.URLError("no network")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    arguments = ["train", "transfer", "--data", "streets?n=20&size=32", "--out", str(tmp_path / "out"), "--backbone", "resnet50"]
+    assert main(arguments) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert published("resnet50")[0].file in line and "--weights none" in line and "Traceback" not in line
+
+
+@real
+def test_weights_are_downloaded_checked_and_kept(tmp_path, monkeypatch):
+    found = at_hand("mobilenet_v2-b0353104.pth")
+    quiet = type("Quiet", (SimpleHTTPRequestHandler,), dict(log_message=lambda *_: None))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=str(found.parent))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        fetch, port = torch.hub.download_url_to_file, server.server_address[1]
+        monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, *args, **options: fetch(
+            f"http://127.0.0.1:{port}/{url.rpartition('/')[2]}", *args, **options))
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+        monkeypatch.setattr(transfer, "PACKAGES", ())
+        weights = next(w for w in published("mobilenet_v2") if w.file == found.name)
+        monkeypatch.setattr(transfer, "published", lambda name: [weights])
+        net, _ = pretrained("mobilenet_v2")
+        server.shutdown()
+    assert same(state(net), torch.load(found, weights_only=True))
+    assert (tmp_path / "checkpoints" / found.name).read_bytes() == found.read_bytes()
+
+
+# ---- freezing
+
+def test_what_is_frozen_stays_as_it_was_and_what_is_not_learns(splits):
+    model = small()
+    parts = stages(model.backbone)
+    thaw(model.backbone, parts, 1)
+    names = {id(p): n for n, p in model.named_parameters()}
+    learning = {names[id(p)] for p in parts[-1]} | {"head.weight", "head.bias"}
+    before = state(model)
+    fit(model, splits, Recipe(epochs=1, batch_size=10), 32)
+    for name, value in model.state_dict().items():
+        if name in before and not any(name.rpartition(".")[0] == n.rpartition(".")[0] for n in learning):
+            assert torch.equal(value, before[name]), name
+    assert all(not torch.equal(dict(model.named_parameters())[n], before[n]) for n in learning)
+
+
+def test_earlier_stages_learn_more_slowly():
+    model = small()
+    parts = stages(model.backbone)
+    thaw(model.backbone, parts, 3, 0.5)
+    scales = {id(p): group["lr_scale"] for group in groups(model, Recipe()) for p in group["params"]}
+    assert [{scales.get(id(p)) for p in part} for part in parts] == [{None}] * (len(parts) - 3) + [{0.125}, {0.25}, {0.5}]
+    assert scales[id(model.head.weight)] == 1 and {g["weight_decay"] for g in groups(model, Recipe())} == {0.0, 0.05}
+
+
+def test_phases_share_out_the_epochs():
+    assert phases("frozen", 5, 10) == [] and phases("full", 5, 10) == [(5, 10)]
+    assert phases("progressive", 5, 10) == [(1, 2), (2, 2), (3, 2), (4, 2), (5, 2)]
+    assert sum(epochs for _, epochs in phases("progressive", 5, 3)) == 3
+    with pytest.raises(CourseError, match="frozen, progressive or full"): phases("none", 5, 3)
+
+
+# ---- embeddings
+
+def test_embeddings_are_computed_once_and_belong_to_weights_pictures_and_views(splits, tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_HOME", str(tmp_path))
+    backbone = small().backbone
+    first = embeddings(backbone, splits.train, 32, 2, "cpu")
+    images = torch.from_numpy(np.array(pixels(splits.train, 32))).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        for view, seen in enumerate((images, images.flip(3))):
+            expected = backbone.eval()(to_float(seen, *RAW))
+            assert (torch.from_numpy(np.array(first[:, view])) - expected).abs().max() < 0.05 * expected.abs().max()
+    assert first.shape == (40, 2, 1280)
+
+    def forbidden(*_): raise AssertionError("computed again")
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "embed", forbidden)
+        assert np.array_equal(embeddings(backbone, splits.train, 32, 2, "cpu"), first)
+        others = [(small(1).backbone, splits.train, 32, 2), (backbone, splits.test, 32, 2), (backbone, splits.train, 32, 1)]
+        for other in others:
+            with pytest.raises(AssertionError, match="again"): embeddings(*other, "cpu")
+    with torch.no_grad(): backbone.net.features[0][1].running_mean += 1
+    assert not np.array_equal(embeddings(backbone, splits.train, 32, 2, "cpu"), first)
+
+
+@real
+def test_the_head_learns_and_its_labels_matter():
+    splits = load("streets?n=200&valid=10&test=100&size=64")
+    options = dict(strategy="frozen", enlarge=64, input_size=64, device="cpu")
+    accuracy = lambda splits: evaluate(models["transfer"](splits, **options), splits.test)["accuracy"]
+    targets = list(np.random.default_rng(0).permutation(splits.train.targets))
+    assert accuracy(splits) > 0.45 > 0.35 > accuracy(replace(splits, train=replace(splits.train, targets=targets)))
+
+
+# ---- training
+
+@pytest.mark.parametrize("strategy", ["frozen", "progressive", "full"])
+def test_every_strategy_trains_saves_and_opens_without_weights(strategy, splits, tmp_path, monkeypatch):
+    trained = models["transfer"](splits, strategy=strategy, epochs=5, folder=tmp_path / "run", **TINY)
+    assert not list(tmp_path.rglob("done.pt")) and trained.about["recipe"]["epochs"] == 5
+    assert [row["epoch"] for row in trained.about["history"]] == list(range(1, (2 if strategy == "frozen" else 7) + 1))
+    trained.save(tmp_path / "bundle")
+    monkeypatch.setattr(transfer, "pretrained", lambda name: pytest.fail("a bundle needs no published weights"))
+    images = np.array(pixels(splits.test, 32))
+    assert np.array_equal(open_model(tmp_path / "bundle").predict_proba(images), trained.predict_proba(images))
+
+
+def test_frozen_leaves_the_backbone_alone(splits):
+    model = small()
+    before = state(model.backbone)
+    learn_transfer(model, splits, Recipe(batch_size=10), 32, strategy="frozen", weights="none", head_epochs=1)
+    assert same(before, state(model.backbone))
+
+
+class Interrupted(Exception): "In place of a power failure."
+
+
+@pytest.mark.parametrize("moment", [2, 9, 14, 22])
+def test_interrupted_in_any_phase_it_ends_with_the_same_weights(moment, splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.Checkpoint, "due", lambda self: self.path is not None)
+    recipe, how = Recipe(epochs=5, batch_size=10), dict(strategy="progressive", weights="none", head_epochs=2)
+    whole = small()
+    learn_transfer(whole, splits, recipe, 32, **how)
+    usual, left = train.Classification.loss, iter(range(moment))
+
+    def failing(self, outputs, targets):
+        if torch.is_grad_enabled() and next(left, None) is None: raise Interrupted
+        return usual(self, outputs, targets)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(train.Classification, "loss", failing)
+        learn_transfer(small(), splits, recipe, 32, folder=tmp_path / "run", **how)
+    resumed = small()
+    history = learn_transfer(resumed, splits, recipe, 32, folder=tmp_path / "run", resume=True, **how)
+    assert same(state(whole), state(resumed)) and len(history.rows) == 7
+
+
+@real
+def test_a_few_photos_of_two_classes_make_a_model(tmp_path, capsys):
+    write_splits(load("streets?n=80&valid=20&test=40&size=96"), "folder", tmp_path / "all")
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("car", "motorcycle"): (tmp_path / "all" / "train" / name).rename(folder / name)
+    assert main(["train", "transfer", "--data", str(folder), "--out", str(tmp_path / "B"), "--epochs", "3"]) == 0
+    assert main(["predict", str(tmp_path / "B"), str(folder / "car"), "--top-k", "1"]) == 0
+    said = capsys.readouterr().out
+    assert said.count(": car") > said.count(": motorcycle")
