@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import CourseError, home, models, open_model, progress, sources, writable_bundle
+from .core import CourseError, evaluators, home, models, open_model, progress, sources, writable_bundle
 
 # %% ../nbs/91_cli.ipynb #557b1ae3
 def argument_comments(
@@ -142,27 +142,30 @@ def weights_of(
 def evaluate_bundle(args) -> int:
     "Measure a bundle on a split."
     from course_lib.data import load
-    from course_lib.shallow import evaluate
     predictor, splits = open_model(args.bundle), load(args.data, seed=args.seed)
+    if predictor.task != splits.task:
+        raise CourseError(f"the bundle is for {predictor.task} data, this data is {splits.task}")
     if missing := set(splits.classes) ^ set(predictor.classes):
         raise CourseError(f"the bundle knows {', '.join(predictor.classes)}; the data has {', '.join(splits.classes)}: "
                           f"{', '.join(sorted(missing))} is not in both")
-    result = evaluate(predictor, splits[args.split])
+    result = evaluators[splits.task](predictor, splits[args.split])
     if args.json: print(json.dumps(dict(data=args.data, split=args.split, **result), indent=2))
     else: print(score_table(result))
     return 0
 
 
 def score_table(
-    result: dict,  # what `evaluate` returned
+    result: dict,  # what an evaluator returned
 ) -> str:
-    "The scores as a table, a row per class."
-    rows = [f"{'class':<16}{'precision':>10}{'recall':>8}{'f1':>8}{'pictures':>10}"]
-    rows += [f"{name:<16}{r['precision']:>10.3f}{r['recall']:>8.3f}{r['f1']:>8.3f}{r['pictures']:>10}"
-             for name, r in result["per_class"].items()]
-    rows += [f"accuracy {result['accuracy']:.4f} on {result['pictures']} pictures in {result['seconds']:.1f} s "
-             f"({result['pictures_per_second']:.0f} pictures/s)"]
-    return "\n".join(rows)
+    "The scores as a table, a row per class, and those of all classes together below."
+    cells = lambda row: "".join(f"{v:>11.3f}" if isinstance(v, float) else f"{v:>11}" for v in row)
+    classes, speed = result["per_class"], f"{result['pictures_per_second']:.0f} pictures/s"
+    width = max(map(len, ["class", *classes]))
+    rows = [f"{'class':<{width}}{cells(next(iter(classes.values())))}"]
+    rows += [f"{name:<{width}}{cells(row.values())}" for name, row in classes.items()]
+    rows += [f"{name} {value:.4f}" for name, value in result.items()
+             if isinstance(value, float) and name not in ("seconds", "pictures_per_second")]
+    return "\n".join([*rows, f"on {result['pictures']} pictures in {result['seconds']:.1f} s ({speed})"])
 
 # %% ../nbs/91_cli.ipynb #20946a99
 def predict(args) -> int:
@@ -196,8 +199,8 @@ def predict_batch(
     predictor,
     read: Callable[[str], bytes],  # name -> content of the file
     names: list[str],
-    top_k: int,        # at most so many classes per picture
-    threshold: float,  # only classes of this probability or more, 0..1
+    top_k: int | None,  # at most so many classes per picture; None: 5, or all of a model for several labels
+    threshold: float | None,  # only classes of this probability or more, 0..1; None: of the model's own, else any
 ) -> list[dict]:
     "For each picture its file and its likely classes, or why it cannot be read."
     from course_lib.data import decode, resize
@@ -209,7 +212,9 @@ def predict_batch(
     found = {name: picture(name) for name in names}
     readable = {name: picture for name, picture in found.items() if isinstance(picture, np.ndarray)}
     rows = predictor.predict_proba(np.stack(list(readable.values()))) if readable else []
-    rows = {name: likely(predictor.classes, row, top_k, threshold) for name, row in zip(readable, rows)}
+    own = getattr(predictor, "thresholds", ())
+    least, most = own or 0 if threshold is None else threshold, top_k or (len(own) if own else 5)
+    rows = {name: likely(predictor.classes, row, most, least) for name, row in zip(readable, rows)}
     return [dict(file=name, predictions=rows[name]) if name in rows else dict(file=name, error=str(found[name]))
             for name in names]
 
@@ -218,10 +223,11 @@ def likely(
     classes: list[str],
     probabilities: np.ndarray,  # [K], 0..1
     top_k: int,
-    threshold: float,
+    threshold: float | tuple,   # for all classes, or one for each, [K]
 ) -> list[dict]:
     "The most probable classes, most probable first."
-    order = [k for k in np.argsort(-probabilities, kind="stable")[:top_k] if probabilities[k] >= threshold]
+    least = np.broadcast_to(threshold, len(classes))
+    order = [k for k in np.argsort(-probabilities, kind="stable")[:top_k] if probabilities[k] >= least[k]]
     return [dict(label=classes[k], probability=round(float(probabilities[k]), 4)) for k in order]
 
 
@@ -278,7 +284,7 @@ def _group(commands, name: str, text: str):
     return commands.add_parser(name, help=text, description=text).add_subparsers(metavar="ACTION", required=True)
 
 
-PATHS = "class folders (with or without train/ valid/ test/), a VOC layout, a COCO json, or a zip of one of these"
+PATHS = "class folders (with or without train/ valid/ test/), a VOC layout, a COCO json, a labels.csv, or a zip of one of these"
 SPEC = f"{PATHS}; or a name from `course data list`"
 
 
@@ -298,7 +304,7 @@ def _add_data(commands) -> None:
     action = _add(data, "render", data_render, "draw pictures of the embedded data set 'streets' to disk")
     action.add_argument("--view", default="single", help="single, multi or detection (default: single)")
     action.add_argument("--condition", help="day, dusk, night, rain, fog or mixed (default: day)")
-    action.add_argument("--format", default="folder", help="folder, voc or coco (default: folder)")
+    action.add_argument("--format", default="folder", help="folder, voc, coco or csv (default: folder)")
     action.add_argument("--n", type=int, help="pictures to train on; those to validate and test on come on top")
     action.add_argument("--size", type=int, help="side of a picture in pixels")
     action.add_argument("--out", required=True, help="a new folder")
@@ -327,9 +333,9 @@ def _add_use(commands) -> None:
     action = _add(commands, "predict", predict, "say what is on pictures")
     action.add_argument("bundle", metavar="BUNDLE", help="a folder written by `course train`")
     action.add_argument("pictures", metavar="IMAGE_OR_DIR", help="a picture, a folder or a zip")
-    action.add_argument("--top-k", type=int, default=5, help="most classes to name per picture (default: 5)")
-    text = "least probability of a named class, 0..1 (default: 0)"
-    action.add_argument("--threshold", type=float, default=0.0, help=text)
+    action.add_argument("--top-k", type=int, help="most classes to name per picture (default: 5; with several labels, all)")
+    text = "least probability of a named class, 0..1 (default: 0; with several labels per picture, each class's own)"
+    action.add_argument("--threshold", type=float, help=text)
     action.add_argument("--out", metavar="FILE", help="write json there instead of lines to the screen")
 
 

@@ -2,8 +2,9 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'fast_type', 'threads', 'LinearSVM', 'Landmarks', 'scores', 'temperature', 'reliability', 'Shallow',
-           'load_pipeline', 'sound', 'evaluate', 'class_scores', 'single_label', 'make_features', 'standardise',
-           'fit_best', 'random_patches', 'PatchDictionary', 'positive', 'svm', 'forest', 'measured', 'record']
+           'load_pipeline', 'sound', 'evaluate', 'predicted', 'class_scores', 'single_label', 'make_features',
+           'standardise', 'fit_best', 'random_patches', 'PatchDictionary', 'positive', 'svm', 'forest', 'measured',
+           'record']
 
 # %% ../nbs/04_shallow.ipynb #5c88f8b8
 import json
@@ -30,7 +31,7 @@ from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from .core import Bundle, CourseError, formats, models, peak_memory, progress, save_bundle, versions
+from .core import Bundle, CourseError, evaluators, formats, models, peak_memory, progress, save_bundle, versions
 from .data import SINGLE, Pictures, Splits, load, pixels, resize
 from .features import Features
 
@@ -249,6 +250,7 @@ def sound(
 formats["skops"] = Shallow.load
 
 # %% ../nbs/04_shallow.ipynb #f355a318
+@evaluators.register(SINGLE)
 def evaluate(
     predictor,           # has `classes`, `size`, `task` and `predict_proba(uint8 [B, size, size, 3])`
     pictures: Pictures,  # one split of a single-label task with the same classes
@@ -256,17 +258,27 @@ def evaluate(
 ) -> dict:
     "Accuracy, mean precision, recall and f1, `per_class`, `confusion` [K, K] (row: truth), and the time of prediction."
     single_label(pictures.task)
-    if not len(pictures): raise CourseError("no pictures to evaluate on: this split is empty")
-    images, truth, K = pixels(pictures, predictor.size), np.array(pictures.targets), len(pictures.classes)
-    guess, seconds = np.empty(len(images), int), 0.0
-    for start in progress(range(0, len(images), batch_size), "evaluating", unit="batch"):
-        batch = np.array(images[start:start + batch_size])  # decoded and in memory: from here on the clock runs
-        began = time.perf_counter()
-        guess[start:start + batch_size] = predictor.predict_proba(batch).argmax(1)
-        seconds += time.perf_counter() - began
+    probabilities, seconds = predicted(predictor, pictures, batch_size)
+    truth, guess, K = np.array(pictures.targets), probabilities.argmax(1), len(pictures.classes)
     return dict(accuracy=float((guess == truth).mean()), **class_scores(truth, guess, pictures.classes),
                 confusion=confusion_matrix(truth, guess, labels=range(K)).tolist(), pictures=len(truth),
                 seconds=seconds, pictures_per_second=len(truth) / seconds)
+
+
+def predicted(
+    predictor,           # as for `evaluate`
+    pictures: Pictures,
+    batch_size: int = 1000,
+) -> tuple[np.ndarray, float]:
+    "The probabilities [N, K] of a split's pictures, and the seconds of their prediction. CourseError for an empty split."
+    if not len(pictures): raise CourseError("no pictures to evaluate on: this split is empty")
+    images, found, seconds = pixels(pictures, predictor.size), [], 0.0
+    for start in progress(range(0, len(images), batch_size), "evaluating", unit="batch"):
+        batch = np.array(images[start:start + batch_size])  # decoded and in memory: from here on the clock runs
+        began = time.perf_counter()
+        found.append(predictor.predict_proba(batch))
+        seconds += time.perf_counter() - began
+    return np.concatenate(found), seconds
 
 
 def class_scores(
