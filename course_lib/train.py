@@ -7,7 +7,7 @@ __all__ = ['tasks', 'augmentations', 'LEAST', 'schedules', 'optimizers', 'networ
            'learning_rate', 'groups', 'adamw', 'sgd', 'seed_step', 'Checkpoint', 'Losses', 'memory_advice', 'History',
            'make_accelerator', 'best_precision', 'averaged', 'SharedBatchNorm', 'keep_memory', 'StridedDepthwise',
            'prepare_layers', 'restore_layers', 'fit', 'make_task', 'beginning', 'my_parts', 'finite', 'said', 'Best',
-           'event_writer', 'write_events', 'Network', 'views_of', 'network', 'arguments_of', 'own_options',
+           'event_writer', 'write_events', 'Network', 'views_of', 'network', 'arguments_of', 'extends', 'own_options',
            'train_network', 'described', 'record_runs', 'recorded', 'join']
 
 # %% ../nbs/05_training.ipynb #8cc345b9
@@ -41,7 +41,7 @@ from .core import Bundle, CourseError, Registry, formats, models, progress, save
 from .data import MULTI, SINGLE, Batches, Pictures, Splits, flip, load, pixels, shift, to_float
 from .shallow import fast_type, measured, temperature
 
-# %% ../nbs/05_training.ipynb #b6e1353a
+# %% ../nbs/05_training.ipynb #1eab3503
 class Classification:
     "One class per picture: cross entropy, and torchmetrics over the whole split. What a task is, see `fit`."
     score = "accuracy"  # of the metrics, the one to watch; more is better
@@ -82,6 +82,7 @@ class Classification:
 class MultiLabel(Classification):
     "Any number of classes per picture: binary cross entropy for each class (Bishop 2006, section 4.3)."
     score = "f1"
+    criterion = staticmethod(F.binary_cross_entropy_with_logits)  # chapter 10 has others
 
     def loss(self,
         outputs: Tensor,  # logits [B, K]
@@ -89,7 +90,7 @@ class MultiLabel(Classification):
     ) -> Tensor:
         "The mean over pictures and classes."
         smooth = self.recipe.label_smoothing
-        return F.binary_cross_entropy_with_logits(outputs, targets * (1 - smooth) + smooth / 2)
+        return self.criterion(outputs, targets * (1 - smooth) + smooth / 2)
 
     def metrics(self) -> MetricCollection:
         "Accuracy over all labels; precision, recall and F1 as means over the classes, at a threshold of one half."
@@ -776,7 +777,7 @@ def write_events(
         if writer and name != "epoch": writer.add_scalar(name, value, row["epoch"])
     if writer: writer.flush()
 
-# %% ../nbs/05_training.ipynb #d342a256
+# %% ../nbs/05_training.ipynb #4d87ca41
 networks = Registry("network")  # name -> function(classes, **arguments) that builds an nn.Module
 
 
@@ -794,6 +795,10 @@ class Network:
     temperature: float = 1.0  # logits are divided by it before they become probabilities
     about: dict = field(default_factory=dict)  # how it was made
     views: int = 1       # of a picture, over which logits are averaged: see `views_of`
+    thresholds: tuple = ()  # with several labels per picture, the least probability of each class, [K]; by itself 0.5
+
+    def __post_init__(self):
+        if self.task == MULTI: self.thresholds = tuple(self.thresholds) or (0.5,) * len(self.classes)
 
     def logits(self,
         images: np.ndarray,  # uint8 [B, size, size, 3]
@@ -826,7 +831,7 @@ class Network:
         "Write a bundle with the weights in `weights.safetensors`."
         own = dict(format="safetensors", architecture=self.name, network=self.arguments, classes=list(self.classes),
                    task=self.task, input_size=self.size, mean=self.mean, std=self.std, temperature=self.temperature,
-                   views=self.views, about=self.about, versions=versions("torch", "safetensors"))
+                   views=self.views, thresholds=self.thresholds, about=self.about, versions=versions("torch", "safetensors"))
         state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
         return save_bundle(folder, meta | own, lambda part: save_file(state, part / "weights.safetensors"))
 
@@ -841,7 +846,8 @@ class Network:
             model.load_state_dict(load_file(bundle.folder / "weights.safetensors"))
             model.to(memory_format=torch.channels_last).eval()
             return cls(model, meta["classes"], meta["input_size"], tuple(meta["mean"]), tuple(meta["std"]),
-                       meta["architecture"], meta["network"], meta["task"], meta["temperature"], meta["about"], meta["views"])
+                       meta["architecture"], meta["network"], meta["task"], meta["temperature"], meta["about"], meta["views"],
+                       tuple(meta.get("thresholds", ())))
         except (KeyError, TypeError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0]
             raise CourseError(f"'{bundle.folder}' does not fit its architecture '{meta['architecture']}': {first}") from None
@@ -860,10 +866,11 @@ def views_of(
     moved = [images] if views == 2 else [images, wide[:, :, 2:, 2:], wide[:, :, :-2, :-2]]
     return [view for each in moved for view in (each, each.flip(3))]
 
-# %% ../nbs/05_training.ipynb #eed808c7
+# %% ../nbs/05_training.ipynb #ca5f01bf
 def network(
     name: str,        # for the command line and for bundles
     learn=fit,        # trains it: called like `fit`, and may take options of its own
+    finish=None,      # finish(trained, splits) sets what else is to be found on the validation split
     **defaults,       # of the recipe, where this network needs others
 ):
     """A decorator for a function(classes, **arguments) that builds a network: files it in `networks`, and in `models`
@@ -875,14 +882,29 @@ def network(
         own = arguments_of(build)[1:] + own_options(learn)
         train.__signature__ = inspect.Signature(
             [splits] + [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*general, *own, *recipe)])
-        train.__doc__, train.documented_in = build.__doc__, (train_network, build, learn, Recipe)
-        train.defaults, train.learn = defaults, learn
+        documented = (train_network, build, *getattr(learn, "documented_in", (learn,)), Recipe)
+        train.__doc__, train.documented_in = build.__doc__, documented
+        train.defaults, train.learn, train.finish = defaults, learn, finish
         networks[name], models[name] = build, train
         return build
     return add
 
 
 def arguments_of(function) -> list[inspect.Parameter]: return list(inspect.signature(function).parameters.values())
+
+
+def extends(
+    base,  # a function that learns
+):
+    "A decorator for a function(..., **more) that hands `more` to `base`: its signature shows the options of both."
+    def add(function):
+        own = [p for p in arguments_of(function) if p.kind is not p.VAR_KEYWORD]
+        names = {p.name for p in own}
+        more = [p.replace(kind=p.KEYWORD_ONLY) for p in arguments_of(base) if p.name not in names]
+        function.__signature__ = inspect.Signature(own + more)
+        function.documented_in = (function, *getattr(base, "documented_in", (base,)))
+        return function
+    return add
 
 
 def own_options(
@@ -906,7 +928,8 @@ def train_network(
 ) -> Network:
     "Build, train and calibrate a network."
     if splits.task not in (SINGLE, MULTI):
-        raise CourseError(f"this model needs single-label or multi-label data, not {splits.task}: see chapter 15 (detection)")
+        raise CourseError(f"this model needs single-label or multi-label data, not {splits.task}: put "
+                          "'?view=multi' behind the path of data with boxes to learn which classes are in a picture")
     if len(splits.classes) < 2: raise CourseError("only one class in the data: a classifier needs two or more")
     if views not in (1, 2, 6): raise CourseError(f"views={views}: use 1, 2 or 6")
     learn, defaults = models[name].learn, models[name].defaults
@@ -920,7 +943,9 @@ def train_network(
     task = make_task(model, splits, size, recipe)
     history = learn(model, splits, recipe, size, task, folder, resume, device, **how)
     trained = Network(model, splits.classes, size, task.mean, task.std, name, arguments, splits.task, views=views)
-    return described(trained, splits, history, recipe)
+    trained = described(trained, splits, history, recipe)
+    if models[name].finish: models[name].finish(trained, splits)
+    return trained
 
 
 def described(

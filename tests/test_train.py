@@ -22,7 +22,8 @@ from course_lib.cli import main
 from course_lib.core import CourseError, models, open_model
 from course_lib.data import SINGLE, Pictures, Splits, load, pixels, write_splits
 from course_lib.shallow import evaluate
-from course_lib.train import Classification, Recipe, fit, learning_rate, measure, networks, schedules, tasks
+from course_lib.train import (Classification, Recipe, extends, fit, learning_rate, measure, networks, own_options, schedules,
+                              tasks)
 
 CALM = dict(batch_size=16, seed=3)
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
@@ -474,9 +475,19 @@ def test_validation_pictures_can_be_learnt_from_too(splits):
     assert trained.about["trained_on"] == 121 and trained.about["valid_accuracy"] is None and trained.temperature == 1.0
 
 
+def test_a_learner_that_extends_another_has_the_options_of_both():
+    def first(model, splits, recipe, depth: int = 1, width: int = 2): return depth, width
+
+    @extends(first)
+    def second(model, splits, recipe, width: int = 5, rate: float = 0.1, **more):
+        return first(model, splits, recipe, width=width, **more)
+    assert {p.name: p.default for p in own_options(second)} == dict(width=5, rate=0.1, depth=1)
+    assert second(None, None, None, depth=7) == (7, 5) and second.documented_in == (second, first)
+
+
 def test_one_class_is_refused(splits):
     with pytest.raises(CourseError, match="two or more"): models["cnn"](replace(splits, classes=["a"]), epochs=1)
-    with pytest.raises(CourseError, match="chapter 15"): models["cnn"](replace(splits, task="detection"))
+    with pytest.raises(CourseError, match="view=multi"): models["cnn"](replace(splits, task="detection"))
 
 
 # ---- the command line
