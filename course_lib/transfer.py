@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'SAME_TENSORS', 'RAW', 'backbones', 'Weights', 'at_hand', 'published', 'timm_weights', 'build',
-           'pretrained', 'from_file', 'tell_source', 'torch_cache', 'take_head', 'Backbone', 'embeddings', 'embed',
-           'fused', 'fingerprint', 'Embedded', 'Vectors', 'learn_head', 'Transfer', 'stages', 'chain', 'thaw', 'phases',
-           'learn_transfer', 'step', 'joined', 'transfer']
+           'pretrained', 'from_file', 'tell_source', 'torch_cache', 'take_head', 'last_linear', 'Backbone',
+           'embeddings', 'embed', 'fused', 'fingerprint', 'Embedded', 'Vectors', 'learn_head', 'Transfer', 'stages',
+           'chain', 'thaw', 'phases', 'learn_transfer', 'step', 'joined', 'transfer']
 
 # %% ../nbs/09_transfer.ipynb #8db47026
 from copy import deepcopy
@@ -130,30 +130,39 @@ def tell_source(line: str) -> None: print(line)  # once
 
 def torch_cache() -> Path: return Path(torch.hub.get_dir()) / "checkpoints"
 
-# %% ../nbs/09_transfer.ipynb #d4c577ef
+# %% ../nbs/09_transfer.ipynb #b228683f
 def take_head(
     net: nn.Module,
 ) -> nn.Linear:
     "Remove the last linear layer of a network: where it was, nothing happens any more. CourseError if there is none."
-    linear = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
-    if not linear: raise CourseError(f"{type(net).__name__} has no linear layer at its end: it cannot be a backbone")
-    parent, _, own = linear[-1].rpartition(".")
-    head = net.get_submodule(linear[-1])
+    name, head = last_linear(net)
+    parent, _, own = name.rpartition(".")
     setattr(net.get_submodule(parent), own, nn.Identity())
     return head
 
 
+def last_linear(
+    net: nn.Module,
+) -> tuple[str, nn.Linear]:
+    "The name and the layer. CourseError if there is none."
+    linear = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    if linear: return linear[-1]
+    raise CourseError(f"{type(net).__name__} has no linear layer at its end: it cannot be a backbone")
+
+
 class Backbone(nn.Module):
-    """A published network without its head: pictures [B, 3, S, S], 0..1, to embeddings [B, width].
+    """A published network without its head, or whole: pictures [B, 3, S, S], 0..1, to [B, width].
 
     Its weights are random until `load`. Its normalisation is a part of it."""
     def __init__(self,
         name: str,           # one of `backbones`, or timm:NAME
         enlarge: int = 128,  # smaller pictures are enlarged to this side
+        whole: bool = False,  # keep its head: what comes out are its own logits, not embeddings
     ):
         super().__init__()
         weights, net = published(name)[0], build(name)
-        self.name, self.net, self.width, self.size = name, net, take_head(net).in_features, weights.size
+        self.name, self.net, self.whole, self.size = name, net, whole, weights.size
+        self.width = last_linear(net)[1].out_features if whole else take_head(net).in_features
         self.fixed = hasattr(net, "image_size") or getattr(net, "pretrained_cfg", {}).get("fixed_input_size", False)
         self.enlarge = self.size if self.fixed else enlarge
         for part in ("mean", "std"): self.register_buffer(part, torch.tensor(getattr(weights, part)).view(1, 3, 1, 1))
@@ -161,7 +170,7 @@ class Backbone(nn.Module):
     def load(self) -> "Backbone":
         "Take published weights, and what they want. CourseError if there is no way to get them."
         net, weights = pretrained(self.name)
-        take_head(net)
+        if not self.whole: take_head(net)
         self.net.load_state_dict(net.state_dict())
         for part in ("mean", "std"): getattr(self, part).copy_(torch.tensor(getattr(weights, part)).view(1, 3, 1, 1))
         return self
@@ -346,7 +355,7 @@ def thaw(
     for i, group in enumerate(reversed(groups)):
         for p in group: p.requires_grad, p.lr_scale = i < last, decay ** (i + 1)
 
-# %% ../nbs/09_transfer.ipynb #55ee3c42
+# %% ../nbs/09_transfer.ipynb #0578371c
 def phases(
     strategy: str,  # frozen, progressive or full
     stages: int,    # of the backbone
@@ -377,7 +386,7 @@ def learn_transfer(
 ) -> History:
     "Train the head, then as much of the backbone as the strategy says. CourseError if the weights cannot be got."
     if weights not in ("published", "none"): raise CourseError(f"weights={weights}: use published or none")
-    groups = stages(model.backbone)
+    groups = [] if strategy == "frozen" else stages(model.backbone)
     plan = phases(strategy, len(groups), recipe.epochs)
     if weights == "published": model.backbone.load()
     task = task or make_task(model, splits, input_size, recipe)
@@ -390,8 +399,8 @@ def learn_transfer(
         now = replace(recipe, epochs=epochs, warmup=min(recipe.warmup, epochs))
         done.append(step(model, under(f"last-{last}"), resume, lambda place: fit(
             model, splits, now, input_size, task, place, resume, device)))
-    model.requires_grad_(True).to(next(model.head.parameters()).device)
-    if folder: [path.unlink() for path in Path(folder).glob("*/done.pt")]
+    model.requires_grad_(True).to(next(model.head.parameters()).device).eval()
+    for path in Path(folder).glob("*/done.pt") if folder else (): path.unlink()
     return joined(done)
 
 
@@ -406,7 +415,7 @@ def step(
     path = folder / "done.pt"
     if resume and path.is_file():
         done = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(done["model"])
+        model.eval().load_state_dict(done["model"])
         history = History()
         history.load_state_dict(done["history"])
         return history
