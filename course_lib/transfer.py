@@ -181,7 +181,7 @@ class Backbone(nn.Module):
         if side != now: images = F.interpolate(images.contiguous(), (side, side), mode="bilinear", antialias=side < now)
         return self.net(images)                               # [B, width]
 
-# %% ../nbs/09_transfer.ipynb #c1585d3f
+# %% ../nbs/09_transfer.ipynb #cf247a35
 def embeddings(
     backbone: Backbone,
     pictures: Pictures,
@@ -206,6 +206,9 @@ def embed(
     "The same without the file."
     accelerator, found = make_accelerator(Recipe(), device), []
     backbone = fused(backbone).to(accelerator.device, memory_format=torch.channels_last)
+    half = dict(bf16=torch.bfloat16, fp16=torch.float16).get(accelerator.mixed_precision, torch.float32)
+    for module in backbone.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)): module.to(half)  # once, and not in every batch
     with torch.inference_mode(), accelerator.autocast(), keep_memory():
         for start in progress(range(0, len(images), 50), "embedding", unit="batches"):
             batch = torch.from_numpy(np.array(images[start:start + 50])).to(accelerator.device).permute(0, 3, 1, 2)
