@@ -6,8 +6,8 @@ __all__ = ['SUFFIXES', 'LABELS', 'CONVERTED', 'SINGLE', 'MULTI', 'DETECTION', 'S
            'suffix', 'Record', 'look', 'peculiarity', 'describe', 'index', 'parallel', 'uniform', 'assign', 'Object',
            'Item', 'Finding', 'Survey', 'survey', 'clean_boxes', 'without_boxes', 'Pictures', 'Splits', 'load',
            'parse_options', 'load_files', 'split_items', 'missing_classes', 'detection_target', 'pixels', 'resize',
-           'Batches', 'to_float', 'flip', 'shift', 'download', 'load_torchvision', 'load_voc', 'Diagnosis', 'check',
-           'survey_splits', 'near_duplicates', 'write_dataset', 'write_splits', 'fix']
+           'Order', 'Batches', 'to_float', 'flip', 'shift', 'download', 'load_torchvision', 'load_voc', 'Diagnosis',
+           'check', 'survey_splits', 'near_duplicates', 'write_dataset', 'write_splits', 'fix']
 
 # %% ../nbs/01_data.ipynb #90516aa9
 import csv
@@ -916,11 +916,41 @@ def resize(
     return np.asarray(to_size(Image.fromarray(picture), (size, size), Image.Resampling.BILINEAR))
 
 # %% ../nbs/01_data.ipynb #350393f3
-class Batches:
-    """Batches of a split from its cache: (images uint8 [B, 3, S, S], targets [B] or [B, K]), in a new order each epoch.
+class Order:
+    """Which pictures make up a batch: a pure function of (seed, epoch, step).
 
-    A batch is a pure function of (seed, epoch, step). The batches of an epoch are as equal in size as can be: no batch
-    of one is left over at its end."""
+    The batches of an epoch are as equal in size as can be: no batch of one is left over at its end."""
+
+    def __init__(self,
+        count: int,            # pictures
+        batch_size: int = 64,  # at most
+        shuffle: bool = False,
+        seed: int = 0,         # the order of epoch e follows from (seed, e)
+    ):
+        self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
+        self._order = None, None  # an epoch, and its order
+
+    def __len__(self): return -(-self.count // self.batch_size)
+
+    def order(self,
+        epoch: int,  # from 0
+    ) -> np.ndarray:
+        "The numbers of the pictures in the order of an epoch, [N]."
+        if not self.shuffle: return np.arange(self.count)
+        if self._order[0] != epoch: self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.count)
+        return self._order[1]
+
+    def numbers(self,
+        epoch: int,
+        step: int,  # from 0
+    ) -> np.ndarray:
+        "The numbers of the pictures in a batch, [B]."
+        n, steps = self.count, len(self)
+        return self.order(epoch)[n * step // steps:n * (step + 1) // steps]
+
+
+class Batches(Order):
+    "Batches of a split from its cache: (images uint8 [B, 3, S, S], targets [B] or [B, K]), in a new order each epoch."
 
     def __init__(self,
         pictures: Pictures,    # of a single-label or multi-label task
@@ -930,28 +960,9 @@ class Batches:
         seed: int = 0,         # the order of epoch e follows from (seed, e)
     ):
         if pictures.task == DETECTION: raise CourseError("Batches is for classification: boxes would need scaling too")
+        super().__init__(len(pictures), batch_size, shuffle, seed)
         self.images, self.targets = pixels(pictures, size), torch.as_tensor(np.array(pictures.targets))
-        self.batch_size, self.shuffle, self.seed, self.epoch = batch_size, shuffle, seed, 0
-        self._order = None, None  # an epoch, and its order
-
-    def __len__(self): return -(-len(self.images) // self.batch_size)
-
-    def order(self,
-        epoch: int,  # from 0
-    ) -> np.ndarray:
-        "The numbers of the pictures in the order of an epoch, [N]."
-        n = len(self.images)
-        if not self.shuffle: return np.arange(n)
-        if self._order[0] != epoch: self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(n)
-        return self._order[1]
-
-    def numbers(self,
-        epoch: int,
-        step: int,  # from 0
-    ) -> np.ndarray:
-        "The numbers of the pictures in a batch, [B]."
-        n, steps = len(self.images), len(self)
-        return self.order(epoch)[n * step // steps:n * (step + 1) // steps]
+        self.epoch = 0
 
     def batch(self,
         epoch: int,

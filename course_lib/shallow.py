@@ -32,7 +32,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from .core import Bundle, CourseError, evaluators, formats, models, peak_memory, progress, save_bundle, versions
-from .data import SINGLE, Pictures, Splits, load, pixels, resize
+from .data import DETECTION, SINGLE, Pictures, Splits, load, pixels, resize
 from .features import Features
 
 # %% ../nbs/04_shallow.ipynb #280f4b41
@@ -517,14 +517,16 @@ def measured(
     model: str,  # a name in `models`
     **options,   # of the model
 ) -> dict:
-    "Train a model and measure it once on the test split: accuracy, times, memory, and what made them."
-    for name in ("train", "valid", "test"): pixels(splits[name], options.get("input_size") or 32)  # decoding is not training
+    "Train a model and measure it once on the test split: its scores, times, memory, and what made them."
+    if splits.task != DETECTION:  # decoding is not training
+        for name in ("train", "valid", "test"): pixels(splits[name], options.get("input_size") or 32)
     began, worked = time.perf_counter(), time.process_time()
     predictor = models[model](splits, **options)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - worked
-    score = evaluate(predictor, splits.test)
+    score = evaluators[splits.task](predictor, splits.test)
+    scores = {f"test_{name}": score[name] for name in ("accuracy", "map", "map_50", "map_75") if name in score}
     pictures = {name: len(splits[name]) for name in ("train", "valid", "test")}
-    return dict(model=model, data=Path(splits.spec).name, pictures=pictures, test_accuracy=score["accuracy"],
+    return dict(model=model, data=Path(splits.spec).name, pictures=pictures, **scores,
                 train_seconds=round(seconds, 1), train_cpu_seconds=round(cpu_seconds, 1),
                 pictures_per_second=round(score["pictures_per_second"]),
                 memory_mb=peak_memory(), cores=os.cpu_count(), about=predictor.about,

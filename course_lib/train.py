@@ -5,12 +5,13 @@ __all__ = ['tasks', 'augmentations', 'LEAST', 'schedules', 'optimizers', 'networ
            'channel_statistics', 'flipped', 'alternated', 'shifted', 'nudged', 'Dice', 'generator', 'Loader', 'side_at',
            'measure', 'share', 'as_float', 'Recipe', 'constant', 'cosine', 'linear', 'one_cycle', 'plateau',
            'learning_rate', 'groups', 'adamw', 'sgd', 'seed_step', 'Checkpoint', 'Losses', 'memory_advice', 'History',
-           'make_accelerator', 'best_precision', 'averaged', 'SharedBatchNorm', 'keep_memory', 'StridedDepthwise',
-           'prepare_layers', 'restore_layers', 'fit', 'make_task', 'beginning', 'my_parts', 'finite', 'said', 'Best',
-           'event_writer', 'write_events', 'Network', 'views_of', 'network', 'arguments_of', 'extends', 'own_options',
-           'train_network', 'described', 'record_runs', 'recorded', 'join']
+           'make_accelerator', 'leave', 'best_precision', 'averaged', 'SharedBatchNorm', 'keep_memory',
+           'StridedDepthwise', 'prepare_layers', 'restore_layers', 'fit', 'make_task', 'beginning', 'my_parts',
+           'finite', 'said', 'Best', 'event_writer', 'write_events', 'Network', 'views_of', 'network', 'arguments_of',
+           'extends', 'own_options', 'train_network', 'described', 'record_runs', 'recorded', 'join']
 
-# %% ../nbs/05_training.ipynb #8cc345b9
+# %% ../nbs/05_training.ipynb #10431886
+import atexit
 import ctypes
 import inspect
 import json
@@ -510,7 +511,7 @@ class History:
         seconds = sum(row["seconds"] for row in self.rows)
         return f"{len(self.rows)} epochs in {seconds:.1f} s: loss {last['train_loss']:.4f}{score}"
 
-# %% ../nbs/05_training.ipynb #246737ee
+# %% ../nbs/05_training.ipynb #965a8192
 def make_accelerator(
     recipe: Recipe,
     device: str = "auto",  # cpu, cuda, mps, or auto: the best there is
@@ -523,7 +524,13 @@ def make_accelerator(
     if chosen == "fp16" and device != "cuda": raise CourseError("fp16 needs a GPU with cuda: use bf16, fp32 or auto")
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     AcceleratorState._reset_state(reset_partial_state=alone)  # it allows one configuration per process; we train often
+    if not alone: atexit.register(leave)
     return Accelerator(cpu=device == "cpu", mixed_precision="no" if chosen == "fp32" else chosen)
+
+
+def leave() -> None:
+    "End the connections between processes. Without it their threads may abort a process that is done."
+    if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 
 
 def best_precision(
@@ -866,23 +873,26 @@ def views_of(
     moved = [images] if views == 2 else [images, wide[:, :, 2:, 2:], wide[:, :, :-2, :-2]]
     return [view for each in moved for view in (each, each.flip(3))]
 
-# %% ../nbs/05_training.ipynb #ca5f01bf
+# %% ../nbs/05_training.ipynb #b383dfdd
 def network(
     name: str,        # for the command line and for bundles
     learn=fit,        # trains it: called like `fit`, and may take options of its own
     finish=None,      # finish(trained, splits) sets what else is to be found on the validation split
+    trainer=None,     # trainer(name, splits, **options) returns the trained predictor; None: `train_network`
     **defaults,       # of the recipe, where this network needs others
 ):
     """A decorator for a function(classes, **arguments) that builds a network: files it in `networks`, and in `models`
     a function(splits, **options) that trains it. The options are its own arguments, `learn`'s, and the recipe's fields."""
+    whole = trainer or train_network
     def add(build):
-        def train(splits, **options): return train_network(name, splits, **options)
-        splits, *general = [p for p in arguments_of(train_network) if p.name not in ("name", "options")]
+        def train(splits, **options): return whole(name, splits, **options)
+        splits, *general = [p for p in arguments_of(whole) if p.name not in ("name", "options")]
         recipe = [p.replace(default=defaults.get(p.name, p.default)) for p in arguments_of(Recipe)]
-        own = arguments_of(build)[1:] + own_options(learn)
+        known = {p.name for p in general}
+        own = [p for p in arguments_of(build)[1:] + own_options(learn) if p.name not in known]
         train.__signature__ = inspect.Signature(
             [splits] + [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*general, *own, *recipe)])
-        documented = (train_network, build, *getattr(learn, "documented_in", (learn,)), Recipe)
+        documented = (whole, build, *getattr(learn, "documented_in", (learn,)), Recipe)
         train.__doc__, train.documented_in = build.__doc__, documented
         train.defaults, train.learn, train.finish = defaults, learn, finish
         networks[name], models[name] = build, train
@@ -987,13 +997,14 @@ def record_runs(
 
 def recorded(
     path: Path,  # of a file that `record_runs` wrote
+    score: str = "accuracy",  # or another that the runs have, as map_50
 ) -> dict[str, dict]:
-    "For each model the number of runs, mean and deviation of their test accuracy, and the seconds of the slowest training."
+    "For each model the number of runs, mean and deviation of their test score, and the seconds of the slowest training."
     runs, found = json.loads(Path(path).read_text(encoding="utf-8"))["runs"], {}
     for model in dict.fromkeys(run["model"] for run in runs):
         own = [run for run in runs if run["model"] == model]
-        right = [run["test_accuracy"] for run in own]
-        found[model] = dict(n=len(own), accuracy=float(np.mean(right)), sd=float(np.std(right, ddof=len(own) > 1)),
+        right = [run[f"test_{score}"] for run in own]
+        found[model] = {score: float(np.mean(right))} | dict(n=len(own), sd=float(np.std(right, ddof=len(own) > 1)),
                             seconds=max(run["train_seconds"] for run in own), weights=own[0]["about"]["weights"],
                             options=own[0]["options"])
         if any(run["options"] != own[0]["options"] for run in own):
