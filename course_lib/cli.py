@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['PATHS', 'SPEC', 'argument_comments', 'add_options', 'option_type', 'data_list', 'data_check', 'data_render', 'train',
            'tell', 'train_list', 'weights_of', 'evaluate_bundle', 'score_table', 'predict', 'pictures_at',
-           'predict_batch', 'likely', 'as_line', 'notebooks_run', 'Parser', 'make_parser', 'main']
+           'predict_batch', 'predict_boxes', 'drawn_file', 'save_picture', 'likely', 'as_line', 'notebooks_run',
+           'Parser', 'make_parser', 'main']
 
 # %% ../nbs/91_cli.ipynb #978519c2
 import argparse
@@ -101,7 +102,7 @@ def train(args) -> int:
     predictor = function(splits, **options, **where)
     seconds = round(time.perf_counter() - started, 2)
     if int(os.environ.get("RANK", 0)): return 0  # under torchrun the first process saves
-    metrics = dict(train_seconds=seconds, valid_accuracy=predictor.about["valid_accuracy"])
+    metrics = dict(train_seconds=seconds, **{k: v for k, v in predictor.about.items() if k.startswith("valid_")})
     predictor.save(out, architecture=args.model, arguments=options, seed=args.seed, metrics=metrics,
                    data=dict(spec=args.data, fingerprint=splits.fingerprint))
     print(f"trained {args.model} in {seconds:.1f} s; saved in {out}")
@@ -165,21 +166,28 @@ def score_table(
     rows += [f"{name:<{width}}{cells(row.values())}" for name, row in classes.items()]
     rows += [f"{name} {value:.4f}" for name, value in result.items()
              if isinstance(value, float) and name not in ("seconds", "pictures_per_second")]
+    if "errors" in result: rows.append("detections: " + ", ".join(f"{n} {kind}" for kind, n in result["errors"].items()))
+    rows += [f"perhaps: {reason}" for reason in result.get("reasons", [])]
     return "\n".join([*rows, f"on {result['pictures']} pictures in {result['seconds']:.1f} s ({speed})"])
 
 # %% ../nbs/91_cli.ipynb #20946a99
 def predict(args) -> int:
-    "Classify a picture, or all pictures of a folder or zip; 2 if none can be read."
+    "Say what is on a picture, or on all pictures of a folder or zip; 2 if none can be read."
     predictor = open_model(args.bundle)
+    boxes = hasattr(predictor, "detect")
+    if args.draw and not boxes: raise CourseError("--draw is for detectors: this bundle says what is on a picture, not where")
     read, names = pictures_at(args.pictures)
-    results, started = [], time.perf_counter()
-    for start in progress(range(0, len(names), 64), "predicting", unit="batches"):
-        results += predict_batch(predictor, read, names[start:start + 64], args.top_k, args.threshold)
+    if args.draw and Path(args.draw).suffix and len(names) > 1: raise CourseError(f"--draw {args.draw}: several pictures need a folder")
+    results, started, size = [], time.perf_counter(), 8 if boxes else 64
+    for start in progress(range(0, len(names), size), "predicting", unit="batches"):
+        some = names[start:start + size]
+        results += (predict_boxes(predictor, read, some, args.top_k, args.threshold, args.draw) if boxes else
+                    predict_batch(predictor, read, some, args.top_k, args.threshold))
     seconds = time.perf_counter() - started
     if args.out: Path(args.out).write_text(json.dumps(results, indent=2), encoding="utf-8")
     else: print("\n".join(map(as_line, results)))
     print(f"{len(results)} pictures in {seconds:.1f} s ({len(results) / seconds:.0f} pictures/s)", file=sys.stderr)
-    return 0 if any("predictions" in row for row in results) else 2
+    return 0 if any("error" not in row for row in results) else 2
 
 
 def pictures_at(
@@ -219,6 +227,51 @@ def predict_batch(
             for name in names]
 
 
+def predict_boxes(
+    predictor,                        # a detector
+    read: Callable[[str], bytes],     # name -> content of the file
+    names: list[str],
+    top_k: int | None = None,         # at most so many detections per picture; None: all
+    threshold: float | None = None,   # only detections of this probability or more, 0..1; None: the detector's own
+    out: str | None = None,           # a folder for drawn pictures, or with one picture a file
+) -> list[dict]:
+    "For each picture its file, its size and its detections, boxes x1 y1 x2 y2 in its pixels; or why it cannot be read."
+    from course_lib.data import decode
+    from course_lib.detection import above, draw
+
+    def row(name):
+        try: picture = decode(read(name))
+        except OSError as why: return dict(file=name, error=str(why))
+        found = above(predictor.detect([picture])[0], predictor.threshold if threshold is None else threshold)
+        found = {key: value[:top_k] for key, value in found.items()}
+        if out: save_picture(draw(picture, found, predictor.classes), drawn_file(out, name))
+        parts = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist())
+        things = [dict(label=predictor.classes[label - 1], score=round(score, 4), box=[round(v, 1) for v in box])
+                  for label, score, box in parts]
+        return dict(file=name, width=picture.shape[1], height=picture.shape[0], detections=things)
+    return [row(name) for name in names]
+
+
+def drawn_file(
+    out: str,   # a folder, or the name of a picture
+    name: str,  # of the picture in its folder or zip
+) -> Path:
+    "Where a drawn picture goes: as a JPEG, under its own name."
+    if Path(out).suffix.lower() in (".jpg", ".jpeg", ".png"): return Path(out)
+    inside = Path(name).name if Path(name).is_absolute() or ".." in Path(name).parts else Path(name)
+    return Path(out) / (inside if Path(name).suffix.lower() in (".jpg", ".jpeg") else f"{inside}.jpg")
+
+
+def save_picture(
+    picture: np.ndarray,  # uint8 [H, W, 3]
+    path: Path,
+) -> None:
+    "Write a picture, and the folders above it."
+    from PIL import Image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path, quality=90)
+
+
 def likely(
     classes: list[str],
     probabilities: np.ndarray,  # [K], 0..1
@@ -234,8 +287,11 @@ def likely(
 def as_line(
     row: dict,  # one picture's result
 ) -> str:
-    "A picture's classes on one line."
+    "What is on a picture, on one line."
     if "error" in row: return f"{row['file']}: cannot be read ({row['error']})"
+    if "detections" in row:
+        things = [f"{d['label']} {d['score']:.2f} at {', '.join(f'{v:.0f}' for v in d['box'])}" for d in row["detections"]]
+        return f"{row['file']}: {'; '.join(things) or 'nothing above the threshold'}"
     words = [f"{p['label']} {p['probability']:.2f}" for p in row["predictions"]]
     return f"{row['file']}: {', '.join(words) or 'nothing above the threshold'}"
 
@@ -337,6 +393,7 @@ def _add_use(commands) -> None:
     text = "least probability of a named class, 0..1 (default: 0; with several labels per picture, each class's own)"
     action.add_argument("--threshold", type=float, help=text)
     action.add_argument("--out", metavar="FILE", help="write json there instead of lines to the screen")
+    action.add_argument("--draw", metavar="OUT", help="a folder for the pictures with boxes and names drawn; for detectors")
 
 
 def main(

@@ -1,0 +1,437 @@
+"Detection: against torchvision, pycocotools and brute force; errors and reasons by hand; the commands; and knock-outs."
+import contextlib
+import io
+import json
+from hashlib import sha1
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import nn
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.ssd import SSD as TheirSSD
+
+from course_lib import boxes as boxes_module
+from course_lib import cli
+from course_lib import detection as module
+from course_lib.boxes import anchors, xyxy_to_cxcywh
+from course_lib.core import CourseError, models, open_model
+from course_lib.data import DETECTION, Pictures, load, write_splits
+from course_lib.detection import (AveragePrecision, Coco, Detection, ap50, as_truth, best_threshold, detections,
+                                  diagnose, draw, evaluate_detector, learn_by_heart, sort_detections, squared)
+from course_lib.train import Recipe
+
+TINY = dict(weights="none", input_size=64, epochs=2, batch_size=8, width=32, head="lite", augment="near")
+GRID = anchors([(12, 12), (6, 6), (3, 3), (1, 1)], [0.1, 0.25, 0.45, 0.7, 0.9], [[2], [2, 3], [2], [2]], (96, 96))
+tensor = lambda *values: torch.tensor(values, dtype=torch.float32)
+ints = lambda *values: torch.tensor(values, dtype=torch.int64)
+
+
+@pytest.fixture
+def dice(): return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def streets(): return load("streets?view=detection&n=16&valid=6&test=6&size=64")
+
+
+@pytest.fixture(scope="module")
+def trained(streets): return models["ssd"](streets, **TINY)
+
+
+def random_outputs(dice, pictures=3, classes=4, sure=2.0):
+    shape = pictures, len(GRID)
+    return dict(loc=torch.randn(*shape, 4, generator=dice), conf=sure * torch.randn(*shape, classes + 1, generator=dice), anchors=GRID)
+
+
+def by_torchvision(outputs, size, **how):
+    "torchvision's decoding, suppression and choice."
+    theirs = object.__new__(TheirSSD)
+    nn.Module.__init__(theirs)
+    theirs.score_thresh, theirs.nms_thresh = how.get("least", 0.01), how.get("threshold", 0.45)
+    theirs.topk_candidates, theirs.detections_per_img = how.get("most", 200), how.get("top", 100)
+    theirs.box_coder, B = BoxCoder((10.0, 10.0, 5.0, 5.0)), len(outputs["loc"])
+    return theirs.postprocess_detections(dict(bbox_regression=outputs["loc"], cls_logits=outputs["conf"]), [outputs["anchors"]] * B,
+                                         [(size, size)] * B)
+
+
+def agree(found, others):
+    "The same detections, in any order of equal scores."
+    for a, b in zip(found, others, strict=True):
+        assert len(a["scores"]) == len(b["scores"])
+        rows = [sorted(zip(x["labels"].tolist(), *x["boxes"].T.round(decimals=2).tolist(), x["scores"].round(decimals=4).tolist()))
+                for x in (a, b)]
+        assert np.allclose(np.array(rows[0]).reshape(-1, 6), np.array(rows[1]).reshape(-1, 6), atol=0.03)
+
+
+# ---- decoding and suppression
+
+@pytest.mark.parametrize("how", [{}, dict(least=0.3), dict(threshold=0.2), dict(most=7), dict(top=5), dict(least=0.999)])
+def test_detections_are_torchvisions(how, dice):
+    outputs = random_outputs(dice)
+    agree(detections(outputs, 96, **how), by_torchvision(outputs, 96, **how))
+
+
+def test_no_detection_and_no_picture(dice):
+    outputs = random_outputs(dice)
+    outputs["conf"][..., 0] = 50
+    assert [len(found["boxes"]) for found in detections(outputs, 96)] == [0, 0, 0]
+    assert all(found["boxes"].shape == (0, 4) for found in detections(outputs, 96))
+
+
+def test_boxes_stay_in_the_picture_and_scores_fall(dice):
+    for found in detections(random_outputs(dice), 96):
+        assert found["boxes"].min() >= 0 and found["boxes"].max() <= 96 and found["labels"].min() >= 1 and found["labels"].max() <= 4
+        assert (found["scores"].diff() <= 0).all()
+
+
+# ---- average precision: brute force, pycocotools, ours
+
+def random_case(seed, pictures=3, classes=3):
+    "Detections near objects, far from them, twice; some objects difficult."
+    rng, found, targets = np.random.default_rng(seed), [], []
+    for _ in range(pictures):
+        n = rng.integers(0, 6)
+        low = rng.uniform(0, 70, (n, 2))
+        truth = np.concatenate([low, low + rng.uniform(5, 30, (n, 2))], 1).astype(np.float32)
+        labels = rng.integers(1, classes + 1, n)
+        near = truth[rng.integers(0, n, rng.integers(0, 10))] if n else truth
+        near = near + rng.normal(0, 3, near.shape)
+        low = rng.uniform(0, 70, (rng.integers(0, 4), 2))
+        guess = np.concatenate([near, np.concatenate([low, low + 20], 1)]).astype(np.float32)
+        guess[:, 2:] = np.maximum(guess[:, 2:], guess[:, :2] + 1)
+        found.append(dict(boxes=torch.tensor(guess), labels=torch.tensor(rng.integers(1, classes + 1, len(guess))),
+                          scores=torch.tensor(rng.permutation(len(guess)) / 20 + 0.01 * rng.random(), dtype=torch.float32)))
+        targets.append(dict(boxes=truth, labels=labels, difficult=rng.random(n) < 0.2))
+    return found, targets
+
+
+def overlap(box, other, crowd):
+    w, h = (max(0.0, min(box[i + 2], other[i + 2]) - max(box[i], other[i])) for i in (0, 1))
+    area = lambda b: (b[2] - b[0]) * (b[3] - b[1])
+    return w * h / (area(box) if crowd else area(box) + area(other) - w * h)
+
+
+def brute_force_ap(found, targets, label, threshold):
+    "Average precision of a class by COCO's rules, one detection at a time; None without objects."
+    rows, objects = [], 0
+    for one, target in zip(found, targets):
+        truth = [(box, bool(hard)) for box, name, hard in zip(target["boxes"].astype(float), target["labels"], target["difficult"]) if name == label]
+        truth.sort(key=lambda item: item[1])
+        objects, taken = objects + sum(not hard for _, hard in truth), set()
+        own = [(s, b) for b, k, s in zip(one["boxes"].double().tolist(), one["labels"].tolist(), one["scores"].tolist()) if k == label]
+        for score, box in sorted(own, key=lambda item: -item[0])[:100]:
+            best, match = min(threshold, 1 - 1e-10), None
+            for n, (other, hard) in enumerate(truth):
+                if n in taken and not hard: continue
+                if match is not None and not truth[match][1] and hard: break
+                if (value := overlap(box, other, hard)) >= best: best, match = value, n
+            if match is not None: taken.add(match)
+            if match is None or not truth[match][1]: rows.append((score, match is not None))
+    if not objects: return None
+    rows.sort(key=lambda row: -row[0])
+    right = np.cumsum([hit for _, hit in rows])
+    recall, precision = right / objects, right / np.arange(1, len(rows) + 1)
+    return np.mean([max(precision[recall >= r], default=0.0) for r in np.linspace(0, 1, 101)])
+
+
+def brute_force_map(found, targets, threshold, classes=3):
+    values = [v for k in range(1, classes + 1) if (v := brute_force_ap(found, targets, k, threshold)) is not None]
+    return np.mean(values) if values else -1.0
+
+
+def by_pycocotools(found, targets, classes=3):
+    "map, map_50 and map_75 by the reference implementation."
+    sides = lambda box: [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])]
+    notes = [dict(image_id=i, category_id=int(k), bbox=sides(box), area=float(np.prod(sides(box)[2:])), iscrowd=int(hard))
+             for i, t in enumerate(targets) for box, k, hard in zip(t["boxes"].astype(float), t["labels"], t["difficult"])]
+    guesses = [dict(image_id=i, category_id=int(k), bbox=sides(box), score=float(s))
+               for i, f in enumerate(found) for box, k, s in zip(f["boxes"].double().numpy(), f["labels"], f["scores"])]
+    truth = COCO()
+    truth.dataset = dict(info={}, images=[dict(id=i) for i in range(len(targets))], categories=[dict(id=k + 1) for k in range(classes)],
+                         annotations=[dict(note, id=i + 1) for i, note in enumerate(notes)])
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        score = COCOeval(truth, truth.loadRes(guesses), "bbox")
+        score.evaluate(), score.accumulate(), score.summarize()
+    return score.stats[:3]
+
+
+def measured(found, targets):
+    "map, map_50 and map_75 by the course's metric."
+    metric = Coco()
+    metric.update(found, as_truth(targets))
+    return [metric.compute()[name].item() for name in ("map", "map_50", "map_75")]
+
+
+@pytest.mark.parametrize("start", range(0, 240, 40))
+def test_map_is_pycocotools_and_brute_force(start):
+    for seed in range(start, start + 40):
+        found, targets = random_case(seed)
+        if not sum(len(t["labels"]) for t in targets) or not sum(len(f["labels"]) for f in found): continue
+        ours, theirs = measured(found, targets), by_pycocotools(found, targets)
+        assert ours == pytest.approx(theirs, abs=1e-6), seed
+        assert ours[1] == pytest.approx(brute_force_map(found, targets, 0.5), abs=1e-6), seed
+        assert ours[2] == pytest.approx(brute_force_map(found, targets, 0.75), abs=1e-6), seed
+        assert ap50(found, targets) == pytest.approx(max(0, ours[1]), abs=1e-6)
+
+
+def test_difficult_objects_count_neither_way():
+    box = tensor([0, 0, 10, 10], [20, 0, 30, 10])
+    found = [dict(boxes=box, labels=ints(1, 1), scores=tensor(0.9, 0.8))]
+    target = dict(boxes=box, labels=ints(1, 1), difficult=torch.tensor([True, False]))
+    assert ap50(found, [target]) == 1
+    assert ap50([{k: v[1:] for k, v in found[0].items()}], [target]) == 1
+    assert ap50([{k: v[:1] for k, v in found[0].items()}], [target]) == 0
+
+
+def test_metric_is_the_same_batch_by_batch(dice):
+    outputs, targets = random_outputs(dice, 6), random_case(1, 6, 4)[1]
+    whole, parts = AveragePrecision(96), AveragePrecision(96)
+    whole.update(outputs, targets)
+    for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
+        parts.update(dict(loc=outputs["loc"][part], conf=outputs["conf"][part], anchors=GRID), targets[part])
+    assert whole.compute() == parts.compute()
+
+
+# ---- errors
+
+TRUTH = dict(boxes=tensor([0, 0, 10, 10], [50, 0, 60, 10], [0, 50, 10, 60]), labels=ints(1, 2, 1))
+
+
+@pytest.mark.parametrize("box, label, kind, missed", [
+    ([0, 0, 10, 10], 1, "right", [False, True, True]), ([1, 1, 11, 11], 1, "right", [False, True, True]),
+    ([50, 0, 60, 10], 1, "class", [True, False, True]), ([6, 0, 16, 10], 1, "location", [False, True, True]),
+    ([80, 80, 90, 90], 1, "background", [True, True, True]), ([56, 0, 66, 10], 1, "background", [True, True, True])])
+def test_errors_by_hand(box, label, kind, missed):
+    kinds, lost = sort_detections(dict(boxes=tensor(box), labels=ints(label), scores=tensor(0.9)), TRUTH)
+    assert kinds == [kind] and lost.tolist() == missed
+
+
+def test_the_less_probable_one_is_the_duplicate():
+    twice = dict(boxes=tensor([1, 0, 11, 10], [0, 0, 10, 10]), labels=ints(1, 1), scores=tensor(0.6, 0.9))
+    assert sort_detections(twice, TRUTH)[0] == ["duplicate", "right"]
+
+
+def test_difficult_objects_are_no_errors():
+    target = dict(TRUTH, difficult=torch.tensor([True, False, False]))
+    kinds, missed = sort_detections(dict(boxes=tensor([0, 0, 10, 10]), labels=ints(1), scores=tensor(0.9)), target)
+    assert kinds == [""] and missed.tolist() == [False, True, True]
+
+
+def test_the_threshold_has_the_best_f1():
+    found = [dict(boxes=tensor([0, 0, 10, 10], [50, 0, 60, 10], [80, 80, 90, 90]), labels=ints(1, 2, 1), scores=tensor(0.9, 0.4, 0.3))]
+    assert best_threshold(found, [TRUTH]) == pytest.approx(0.4)
+    assert best_threshold([{k: v[:0] for k, v in found[0].items()}], [TRUTH]) == 0.5
+    assert best_threshold(found, [{k: v[:0] for k, v in TRUTH.items()}]) == 0.5
+
+
+# ---- reasons
+
+class Says:
+    "A detector that answers what it is told."
+    size, classes, threshold, task, anchors = 96, ["a", "b", "c"], 0.5, DETECTION, GRID
+
+    def __init__(self, answers): self.answers = list(answers)
+
+    def detect(self, images, least=0.01): return [self.answers.pop(0) for _ in images]
+
+
+def pictures_with(boxes, labels, size=96):
+    targets = [dict(boxes=box.numpy(), labels=label.numpy()) for box, label in zip(boxes, labels)]
+    return Pictures([f"{i}.png" for i in range(len(targets))], targets, ["a", "b", "c"], DETECTION,
+                    lambda i: np.zeros((size, size, 3), np.uint8), sha1(f"{boxes}{labels}".encode()).hexdigest())
+
+
+def answers_to(pictures, change):
+    "The truth, changed."
+    exact = [dict(boxes=torch.tensor(t["boxes"]), labels=torch.tensor(t["labels"]), scores=torch.linspace(0.9, 0.8, len(t["labels"])))
+             for t in pictures.targets]
+    return [dict(one, **change(one)) for one in exact]
+
+
+BOXES = [tensor([10, 5, 40, 20], [50, 50, 70, 90]), tensor([60, 10, 90, 40]), tensor([5, 30, 25, 80])]
+LABELS = [ints(1, 2), ints(3), ints(1)]
+MISTAKES = {
+    "x and y": lambda one: dict(boxes=one["boxes"][:, [1, 0, 3, 2]]),
+    "one too low": lambda one: dict(labels=one["labels"] - 1),
+    "one too high": lambda one: dict(labels=one["labels"] + 1),
+    "centres and sides": lambda one: dict(boxes=xyxy_to_cxcywh(one["boxes"])),
+    "taken for a corner": lambda one: dict(boxes=torch.cat([one["boxes"][:, :2], one["boxes"][:, 2:] - one["boxes"][:, :2]], 1)),
+    "not the classes": lambda one: dict(labels=4 - one["labels"]),
+    "do not fit": lambda one: dict(boxes=one["boxes"] + 9),
+    "sure of nothing": lambda one: dict(scores=one["scores"] / 10),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_each_mistake_is_named(what):
+    pictures = pictures_with(BOXES, LABELS)
+    reasons = diagnose(Says(answers_to(pictures, MISTAKES[what])), pictures)
+    assert any(what in reason for reason in reasons), reasons
+
+
+def test_nothing_is_wrong_with_the_truth():
+    pictures = pictures_with(BOXES, LABELS)
+    assert diagnose(Says(answers_to(pictures, lambda one: {})), pictures) == []
+
+
+def test_objects_too_small_for_the_anchors_are_named():
+    pictures = pictures_with([box * 0.05 + 40 for box in BOXES], LABELS)
+    assert any("fit no anchor" in reason for reason in diagnose(Says(answers_to(pictures, lambda one: {})), pictures))
+
+
+# ---- pictures in, pictures out
+
+def test_squares_keep_boxes_on_their_objects():
+    picture = np.zeros((60, 120, 3), np.uint8)
+    picture[15:45, 30:90] = 255
+    one = Pictures(["a.png"], [dict(boxes=np.array([[30, 15, 90, 45]], np.float32), labels=np.array([1]), difficult=np.array([False]))],
+                   ["a"], DETECTION, lambda i: picture, "one white box")
+    square = squared(one, 80)
+    ys, xs = np.nonzero(square.read(0)[..., 0] > 127)
+    assert square.read(0).shape == (80, 80, 3)
+    assert square.targets[0]["boxes"][0].tolist() == [20, 20, 60, 60] == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+    assert one.targets[0]["boxes"][0].tolist() == [30, 15, 90, 45]
+
+
+def test_batches_follow_from_seed_epoch_and_step(streets):
+    task = Detection(streets, 64, Recipe(augment="near", batch_size=5, seed=3))
+    first, second = (task.loader(streets.train, torch.device("cpu"), True) for _ in range(2))
+    second.batch(0, 0)
+    for epoch, step in ((1, 2), (0, 1)):
+        (a, s), (b, t) = first.batch(epoch, step), second.batch(epoch, step)
+        assert torch.equal(a, b) and all(torch.equal(x["boxes"], y["boxes"]) for x, y in zip(s, t, strict=True))
+    assert not torch.equal(first.batch(0, 0)[0], first.batch(1, 0)[0])
+
+
+def test_views_are_made_anew_where_there_is_no_room(streets, monkeypatch):
+    monkeypatch.setattr(module, "ROOM", 1)
+    loader = Detection(streets, 64, Recipe(augment="ssd", batch_size=5)).loader(streets.train, torch.device("cpu"), True)
+    loader.batch(0, 0)
+    assert not loader.kept
+
+
+def test_boxes_come_back_in_pixels_of_the_picture(trained):
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    wide = np.asarray(Image.fromarray(small).resize((192, 128), Image.Resampling.NEAREST))
+    found = trained.detect([wide], least=0.0)[0]
+    assert found["boxes"].shape == (len(found["scores"]), 4) and (found["boxes"] <= tensor(192, 128, 192, 128)).all()
+    assert found["boxes"][:, 2].max() > 128
+
+
+def test_drawings_show_each_box():
+    picture = np.full((50, 40, 3), 200, np.uint8)
+    found = dict(boxes=tensor([5, 20, 30, 45]), labels=ints(2), scores=tensor(0.87))
+    seen = draw(picture, found, ["a", "kangaroo"])
+    assert max(seen.shape) >= 480 and (seen != 200).any() and (draw(picture, {k: v[:0] for k, v in found.items()}, ["a", "b"]) == 200).all()
+    scale = seen.shape[0] // 50
+    assert (seen[45 * scale, 10 * scale:25 * scale] != 200).any(1).all()            # the lower edge
+
+
+# ---- trained, saved, measured
+
+def test_saved_and_opened_it_says_the_same(trained, streets, tmp_path):
+    trained.save(tmp_path / "b", architecture="ssd")
+    again, picture = open_model(tmp_path / "b"), streets.test.read(0)
+    for name, value in trained.detect([picture], least=0.0)[0].items(): assert torch.equal(value, again.detect([picture], least=0.0)[0][name])
+    assert again.threshold == trained.threshold and again.classes == streets.classes
+
+
+def test_scores_have_a_row_for_each_class(trained, streets):
+    scores = evaluate_detector(trained, streets.test)
+    assert list(scores["per_class"]) == streets.classes and scores["pictures"] == 6
+    assert sum(row["objects"] for row in scores["per_class"].values()) == sum(len(t["labels"]) for t in streets.test.targets)
+    assert 0 <= scores["map"] <= scores["map_50"] <= 1
+    with pytest.raises(CourseError, match="empty"): evaluate_detector(trained, streets.test.subset([]))
+
+
+def test_same_seed_same_weights_and_a_resumed_run_too(streets, trained, tmp_path, monkeypatch):
+    from course_lib import train
+    monkeypatch.setattr(train.Checkpoint, "due", lambda self: self.path is not None)
+    loss, left = Detection.loss, [3]
+    def failing(self, outputs, targets):
+        left[0] -= 1
+        if left[0] == 0: raise KeyboardInterrupt
+        return loss(self, outputs, targets)
+    monkeypatch.setattr(Detection, "loss", failing)
+    with pytest.raises(KeyboardInterrupt): models["ssd"](streets, **TINY, folder=tmp_path / "run")
+    again = models["ssd"](streets, **TINY, folder=tmp_path / "run", resume=True)
+    for a, b in zip(trained.model.state_dict().values(), again.model.state_dict().values()): assert torch.equal(a, b)
+
+
+def test_refusals(streets):
+    single = load("streets?n=10&valid=5&test=5&size=32")
+    with pytest.raises(CourseError, match="boxes"): models["ssd"](single, **TINY)
+    with pytest.raises(CourseError, match="augment"): models["ssd"](streets, **{**TINY, "augment": "flip"})
+    with pytest.raises(CourseError, match="published or none"): models["ssd"](streets, **{**TINY, "weights": "mine"})
+    with pytest.raises(CourseError, match="boxes"): models["cnn"](single, augment="ssd", epochs=1)
+
+
+def test_ten_pictures_by_heart_or_a_reason(streets):
+    score, reasons = learn_by_heart("ssd", streets, **{**TINY, "epochs": 1})
+    assert score <= 0.95 and reasons and all(isinstance(reason, str) for reason in reasons)
+
+
+def test_three_commands(streets, tmp_path, capsys):
+    write_splits(streets, "voc", tmp_path / "photos")
+    data, out = str(tmp_path / "photos"), str(tmp_path / "finder")
+    flags = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert cli.main(["train", "ssd", "--data", data, "--out", out, *flags]) == 0
+    assert cli.main(["evaluate", out, "--data", data]) == 0
+    assert "map_50" in (table := capsys.readouterr().out) and "missed" in table
+    words = ["predict", out, f"{data}/JPEGImages", "--threshold", "0.0", "--top-k", "3", "--draw", str(tmp_path / "drawn"), "--out", str(tmp_path / "found.json")]
+    assert cli.main(words) == 0
+    rows = json.loads((tmp_path / "found.json").read_text())
+    assert len(rows) == 28 == len(list((tmp_path / "drawn").rglob("*.jpg")))
+    for row in rows:
+        assert row["width"] == row["height"] == 64 and len(row["detections"]) == 3
+        for thing in row["detections"]: assert thing["label"] in streets.classes and 0 <= min(thing["box"]) and max(thing["box"]) <= 64
+    picture = f"{data}/JPEGImages/{rows[0]['file'].split('/')[-1]}"
+    assert cli.main(["predict", out, picture, "--threshold", "0.0"]) == 0 and " at " in capsys.readouterr().out
+
+
+def test_only_detectors_draw(tmp_path, capsys):
+    data = load("streets?n=10&valid=5&test=5&size=32")
+    models["svm"](data).save(tmp_path / "b", architecture="svm")
+    Image.fromarray(data.test.read(0)).save(tmp_path / "a.png")
+    assert cli.main(["predict", str(tmp_path / "b"), str(tmp_path / "a.png"), "--draw", str(tmp_path / "d")]) == 2
+    assert "--draw is for detectors" in capsys.readouterr().err
+
+
+# ---- knock-outs: break one thing, and a check above must fail
+
+def decoded_right(): test_detections_are_torchvisions({}, torch.Generator().manual_seed(0))
+def scored_right(): test_difficult_objects_count_neither_way()
+def errors_right(): test_the_less_probable_one_is_the_duplicate()
+
+
+def turned(offsets, grid, *rest): return boxes_module.decode(offsets, grid, *rest)[..., [1, 0, 3, 2]]
+def mirrored(offsets, grid, *rest): return boxes_module.decode(offsets * tensor(-1, 1, 1, 1), grid, *rest)
+def all_stay(boxes, scores, labels, pictures, threshold, top): return boxes_module.nms(boxes, scores, labels, pictures, 1.0, top)
+def counted(targets, device="cpu"): return [dict(t, iscrowd=t["iscrowd"] * 0) for t in as_truth(targets, device)]
+
+
+KNOCK_OUTS = {
+    "x and y swapped": ("decode", turned, decoded_right), "sign of an offset": ("decode", mirrored, decoded_right),
+    "suppression off": ("nms", all_stay, decoded_right), "difficult objects counted": ("as_truth", counted, scored_right),
+}
+
+
+@pytest.mark.parametrize("name", KNOCK_OUTS)
+def test_knock_outs_are_noticed(name, monkeypatch):
+    what, broken, check = KNOCK_OUTS[name]
+    check()
+    monkeypatch.setattr(module, what, broken)
+    with pytest.raises(AssertionError): check()
+
+
+def test_classes_from_zero_are_noticed(dice, monkeypatch):
+    "A detector whose labels count from 0 agrees with nobody."
+    outputs = random_outputs(dice)
+    lower = [dict(found, labels=found["labels"] - 1) for found in detections(outputs, 96)]
+    with pytest.raises(AssertionError): agree(lower, by_torchvision(outputs, 96))
