@@ -369,7 +369,8 @@ def test_refusals(streets):
     with pytest.raises(CourseError, match="boxes"): models["ssd"](single, **TINY)
     with pytest.raises(CourseError, match="augment"): models["ssd"](streets, **{**TINY, "augment": "flip"})
     with pytest.raises(CourseError, match="published or none"): models["ssd"](streets, **{**TINY, "weights": "mine"})
-    with pytest.raises(CourseError, match="boxes"): models["cnn"](single, augment="ssd", epochs=1)
+    for name in module.ZOOMS:
+        with pytest.raises(CourseError, match="boxes"): models["cnn"](single, augment=name, epochs=1)
 
 
 def test_ten_pictures_by_heart_or_a_reason(streets, monkeypatch):
@@ -377,6 +378,13 @@ def test_ten_pictures_by_heart_or_a_reason(streets, monkeypatch):
     monkeypatch.setattr(module, "diagnose", lambda *given: asked.append(given) or ["because"])
     score, reasons = learn_by_heart("ssd", streets, **{**TINY, "epochs": 1})
     assert score <= 0.95 and reasons == ["because"] and len(asked[0][1]) == 10
+
+
+@pytest.mark.xfail(strict=True, reason="an untrained detector whose scores are above 0.2 gets no reason yet")
+def test_a_detector_that_has_learnt_nothing_gets_a_reason(streets):
+    score, reasons = learn_by_heart("ssd", streets, **{**TINY, "epochs": 1})
+    assert score <= 0.95
+    assert reasons
 
 
 def test_three_commands(streets, tmp_path, capsys):
