@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['LIMIT', 'SCORES', 'read', 'write', 'source', 'code_cells', 'checkout', 'chapters', 'parameters', 'overrides',
            'finished', 'failure', 'environment', 'execute', 'end', 'Run', 'reported', 'score', 'collect', 'run',
-           'require_cuda', 'band', 'outside', 'measure', 'rows', 'leaderboard', 'leaderboard_figure', 'imports', 'uses',
-           'fingerprint', 'stale', 'blemishes', 'refresh', 'student']
+           'require_cuda', 'band', 'outside', 'measure', 'rows', 'leaderboard', 'as_table', 'leaderboard_figure',
+           'records', 'imports', 'uses', 'fingerprint', 'stale', 'blemishes', 'refresh', 'student']
 
 # %% ../nbs/90_notebooks.ipynb #b55e1986
 import ast
@@ -24,7 +24,7 @@ from time import perf_counter
 
 import psutil
 import course_lib
-from .core import RESULT, CourseError, progress, versions
+from .core import RESULT, CourseError, models, progress, sources, versions
 
 # %% ../nbs/90_notebooks.ipynb #255e5a6c
 def read(
@@ -299,8 +299,8 @@ def band(
     else:
         half = max(4 * sd, 0.02 if abs(middle) <= 1 else 0.02 * abs(middle))
         lo, hi = middle - half, middle + half
-    numbers = dict(lo=lo, hi=hi, mean=middle, sd=sd)
-    return {key: float(f"{value:.6g}") for key, value in numbers.items()} | dict(n=len(values))
+    short = lambda value: value if isinstance(value, int) else float(f"{value:.6g}")
+    return {key: short(value) for key, value in dict(lo=lo, hi=hi, mean=middle, sd=sd).items()} | dict(n=len(values))
 
 
 def outside(
@@ -362,9 +362,16 @@ def leaderboard(
     for row in rows(results):
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
         table.append((row["chapter"], row["model"], row["score"], f"{row['mean']:.1%} ± {row['sd']:.1%}", seconds))
-    widths = [max(map(len, column)) for column in zip(*table)]
-    lines = ["| " + " | ".join(f"{text:<{width}}" for text, width in zip(line, widths)) + " |" for line in table]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    return as_table(table)
+
+
+def as_table(
+    lines: list[tuple],  # of texts; the first is the head
+) -> str:
+    "Markdown, with columns of one width."
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    head, *rest = ["| " + " | ".join(f"{text:<{width}}" for text, width in zip(line, widths)) + " |" for line in lines]
+    return "\n".join([head, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rest])
 
 
 def leaderboard_figure(
@@ -386,6 +393,24 @@ def leaderboard_figure(
     ax.spines[["top", "right"]].set_visible(False)
     return fig
 
+# %% ../nbs/90_notebooks.ipynb #656d4f62
+def records(
+    folder: Path,  # with files of `record_runs`; others are passed over
+) -> str:
+    "What was recorded on real pictures, as a table: scores on the test split, mean and deviation over seeds."
+    from course_lib.train import recorded
+    flag = lambda name, value: f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+    table = [("pictures", "score", "mean ± sd", "seeds", "minutes", "course train")]
+    for path in sorted(Path(folder).glob("*.json")):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        runs = stored.get("runs", []) if isinstance(stored, dict) else []
+        if not runs or "data" not in runs[0]: continue
+        key, name = ("map_50", "mAP@0.50") if "test_map_50" in runs[0] else ("accuracy", "accuracy")
+        for model, row in recorded(path, key).items():
+            table.append((runs[0]["data"], name, f"{row[key]:.1%} ± {row['sd']:.1%}", str(row["n"]), f"{row['seconds'] / 60:.1f}",
+                          " ".join([model, *(flag(*option) for option in row["options"].items())])))
+    return as_table(table)
+
 # %% ../nbs/90_notebooks.ipynb #60472d8a
 def imports(
     code: str,  # Python source
@@ -393,17 +418,21 @@ def imports(
     "The modules of the library that this code imports."
     nodes = list(ast.walk(ast.parse(code)))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    names |= {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            whole = ".".join(filter(None, ["course_lib" if node.level else "", node.module]))
+            names |= {f"{whole}.{alias.name}" for alias in node.names}
     return {name.split(".")[1] for name in names if name.startswith("course_lib.")} & _modules()
 
 
 def uses(
     code: str,  # Python source
 ) -> set[str]:
-    "The modules of the library that this code needs: imported, or named in a string such as 'streets?n=500'."
-    strings = {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
-    return imports(code) | {text.partition("?")[0] for text in strings if isinstance(text, str)} & _modules()
+    "The modules of the library that this code needs: imported, or behind a string such as 'streets?n=500' or 'svm'."
+    models.discover()
+    strings = {str(node.value).partition("?")[0] for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
+    makers = [registry[text] for registry in (sources, models) for text in strings & registry.keys()]
+    return imports(code) | {maker.__module__.split(".")[-1] for maker in makers} & _modules()
 
 
 def _modules():
@@ -476,14 +505,15 @@ def refresh(
 
 
 def _publish(results):
-    "Redraw figures/leaderboard.svg, and the table between the README's two leaderboard comments."
+    "Redraw figures/leaderboard.svg, and the two tables that stand between comments in the README."
     import matplotlib
     (checkout() / "figures").mkdir(exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "course"}):
         leaderboard_figure(results).savefig(checkout() / "figures" / "leaderboard.svg", metadata={"Date": None})
     readme = checkout() / "README.md"
-    text = re.sub(r"(<!-- leaderboard -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{leaderboard(results)}\n{m[2]}",
-                  readme.read_text(encoding="utf-8"), flags=re.S)
+    text = readme.read_text(encoding="utf-8")
+    for name, table in dict(leaderboard=leaderboard(results), records=records(checkout() / "nbs" / "results")).items():
+        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table}\n{m[2]}", text, flags=re.S)
     readme.write_text(text, encoding="utf-8", newline="\n")
 
 # %% ../nbs/90_notebooks.ipynb #235ec2ea

@@ -13,7 +13,7 @@ from conftest import PATHS, budget
 
 from course_lib.core import CourseError
 from course_lib.notebooks import (band, blemishes, checkout, code_cells, collect, leaderboard, outside, overrides,
-                                  parameters, read, reported, run, source, stale, write)
+                                  parameters, read, records, reported, run, source, stale, write)
 
 BASELINES = json.loads((Path(__file__).parent / "baselines.json").read_text(encoding="utf-8"))
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -107,6 +107,7 @@ def test_readme_shows_the_leaderboard_of_the_stored_outputs():
     text = (checkout() / "README.md").read_text(encoding="utf-8")
     table = leaderboard(collect(checkout() / "nbs"))
     assert table in text and "figures/leaderboard.svg" in text, "run `make notebooks`"
+    assert records(checkout() / "nbs" / "results") in text, "run `make notebooks`"
     assert (checkout() / "figures" / "leaderboard.svg").is_file()
 
 
