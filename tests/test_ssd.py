@@ -24,7 +24,7 @@ from course_lib.boxes import anchors, decode, match, pad_targets, per_cell
 from course_lib.core import CourseError
 from course_lib.data import DETECTION, Pictures, load
 from course_lib.ssd import (SSD, Features, Halve, Head, Maps, batch_of, halved, hardest, multibox_loss, multibox_sums, nodes,
-                            norm, rows, shapes_of, usual_ratios, view)
+                            heads, norm, rows, shapes_of, usual_ratios, view)
 from course_lib.train import Recipe, fit
 from course_lib.transfer import at_hand, build, pretrained, stages, thaw
 
@@ -152,7 +152,8 @@ def test_maps_go_down_to_one_cell(sides):
 
 @pytest.mark.parametrize("name, how", [
     ("resnet50", {}), ("resnet18", dict(pyramid=64)), ("mobilenet_v2", dict(head="lite")), ("mobilenet_v3_large", dict(
-        head="lite", finest=16)), ("efficientnet_b0", dict(finest=32)), ("timm:resnet18", dict(head="lite", pyramid=32))])
+        head="lite", finest=16)), ("efficientnet_b0", dict(finest=32)), ("timm:resnet18", dict(head="lite", pyramid=32)),
+    ("mobilenet_v2", dict(head="shared", pyramid=32)), ("resnet18", dict(head="shared", finest=16, width=64))])
 def test_answers_fit_the_anchors_at_any_size(name, how):
     model = SSD(4, name, 96, **how)
     for height, width in ((96, 96), (64, 64), (160, 160), (96, 128), (72, 200)):
@@ -210,13 +211,24 @@ def test_the_head_is_torchvisions():
     assert torch.allclose(found["conf"], expected["cls_logits"], atol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["plain", "lite"])
+@pytest.mark.parametrize("head", heads)
 def test_no_class_is_preferred_at_first(head):
     torch.manual_seed(0)
-    biased = [part for part in Head([16, 32], [4, 6], 3, head).modules() if getattr(part, "bias", None) is not None]
-    assert all(not part.bias.any() for part in biased)
-    with torch.no_grad(): found = Head([16, 32], [4, 6], 3, head)([torch.randn(8, 16, 8, 8), torch.randn(8, 32, 4, 4)])
+    made = heads[head]([16, 32], [6, 6], 3)
+    assert all(not part.bias.any() for part in made.modules() if getattr(part, "bias", None) is not None)
+    with torch.no_grad(): found = made([torch.randn(8, 16, 8, 8), torch.randn(8, 32, 4, 4)])
     assert (found["conf"].softmax(2).mean((0, 1)) - 0.25).abs().max() < 0.1
+
+
+def test_a_shared_head_says_the_same_on_every_map_and_learns_from_each():
+    head = heads["shared"]([16, 16, 16], [6, 6, 6], 3)
+    coarse, fine = torch.randn(2, 16, 3, 3), torch.randn(2, 16, 5, 5)
+    found = head([fine, coarse, coarse])
+    first, second, third = (part.unflatten(1, (-1, 6)) for part in found["conf"].split([150, 54, 54], 1))
+    assert torch.equal(second, third) and not torch.equal(first[:, :9], second)
+    weights = sum(p.numel() for p in head.parameters())
+    assert weights == sum(p.numel() for p in heads["shared"]([16], [6], 3).parameters())
+    for part in (first, third): assert torch.autograd.grad(part.sum(), head.conf[0].weight, retain_graph=True)[0].any()
 
 
 def test_one_picture_is_a_batch_and_pictures_do_not_mix():
