@@ -7,7 +7,7 @@ __all__ = ['ZOOMS', 'ROOM', 'COLOURS', 'KINDS', 'MISTAKES', 'detections', 'place
            'anchor_trouble', 'score_trouble', 'evaluate_detector', 'count_errors', 'above', 'precision_of', 'scores_of',
            'learn_by_heart']
 
-# %% ../nbs/15_detection.ipynb #e2144831
+# %% ../nbs/15_detection.ipynb #e9cf7581
 import json
 import math
 import time
@@ -19,16 +19,14 @@ import numpy as np
 import torch
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 from .boxes import cxcywh_to_xyxy, decode, iou, nms
-from .core import (Bundle, CourseError, build_once, evaluators, formats, home, models, progress, save_bundle,
-                             versions)
+from .core import Bundle, CourseError, build_once, evaluators, formats, home, models, progress
 from .data import DETECTION, Order, Pictures, Splits, pixels, resize
 from .ssd import SSD, multibox_loss, view
-from .train import (History, Recipe, arguments_of, augmentations, best_precision, fit, join, keep_memory, network,
-                              networks, own_options, tasks)
+from .train import (History, Recipe, arguments_of, augmentations, best_precision, fit, join, keep_memory, load_weights,
+                              network, networks, own_options, save_weights, tasks)
 from .transfer import RAW, stages, thaw
 
 # %% ../nbs/15_detection.ipynb #e4f97c68
@@ -232,7 +230,7 @@ def draw(
 
 COLOURS = ("#c1272d", "#0071bc", "#00803c", "#93278f", "#b35900", "#00757f", "#7a5230", "#c2185b", "#4a4a8a", "#556b00")
 
-# %% ../nbs/15_detection.ipynb #afb5d01e
+# %% ../nbs/15_detection.ipynb #1752fa6a
 @dataclass
 class Detector:
     "A trained detector, from pictures of any size to boxes in their pixels."
@@ -275,24 +273,16 @@ class Detector:
     ) -> Path:
         "Write a bundle with the weights in `weights.safetensors`."
         own = dict(format="detector", architecture=self.name, network=self.arguments, classes=list(self.classes), task=self.task,
-                   input_size=self.size, threshold=self.threshold, about=self.about, versions=versions("torch", "safetensors"))
-        state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
-        return save_bundle(folder, meta | own, lambda part: save_file(state, part / "weights.safetensors"))
+                   input_size=self.size, threshold=self.threshold, about=self.about)
+        return save_weights(folder, self.model, meta | own)
 
     @classmethod
     def load(cls,
         bundle: Bundle,  # from `open_bundle`
     ) -> "Detector":
         "The detector in a bundle. CourseError if its architecture is unknown or its weights do not fit."
-        meta = bundle.meta
-        try:
-            model = networks[meta["architecture"]](len(meta["classes"]), **meta["network"])
-            model.load_state_dict(load_file(bundle.folder / "weights.safetensors"))
-            model.to(memory_format=torch.channels_last).eval()
-            return cls(model, meta["classes"], meta["input_size"], meta["architecture"], meta["network"], meta["threshold"], meta["about"])
-        except (KeyError, TypeError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise CourseError(f"'{bundle.folder}' does not fit its architecture '{meta['architecture']}': {first}") from None
+        return load_weights(bundle, lambda model, meta: cls(
+            model, meta["classes"], meta["input_size"], meta["architecture"], meta["network"], meta["threshold"], meta["about"]))
 
 
 formats["detector"] = Detector.load
@@ -355,7 +345,7 @@ def best_threshold(
     f1 = 2 * np.cumsum(right[order]) / (np.arange(1, len(order) + 1) + objects)
     return float(scores[order][f1.argmax()])
 
-# %% ../nbs/15_detection.ipynb #8c829972
+# %% ../nbs/15_detection.ipynb #4c89b1d5
 def learn_detector(
     model: nn.Module,
     splits: Splits,
@@ -417,7 +407,7 @@ def ssd(
     classes: int,                    # K, without the background
     input_size: int = 320,
     backbone: str = "mobilenet_v2",  # any convolutional one of torchvision's classifiers, or timm:NAME
-    head: str = "plain",             # plain, or lite: depthwise, as SSDLite
+    head: str = "plain",             # plain; lite: depthwise, as SSDLite; shared: one for all maps, as RetinaNet
     pyramid: int = 128,              # channels of a feature pyramid; 0: none
     finest: int = 8,                 # pixels per cell of the first map: 8, 16 or 32
     width: int = 256,                # channels of the maps behind the backbone
@@ -427,7 +417,7 @@ def ssd(
     "A published backbone and the head of a single shot detector: boxes and classes."
     return SSD(classes, backbone, input_size, head, pyramid, finest, width, smallest, largest)
 
-# %% ../nbs/15_detection.ipynb #194e7b06
+# %% ../nbs/15_detection.ipynb #66390fd5
 def ap50(
     found: Sequence[dict],    # detections of each picture
     targets: Sequence[dict],
@@ -466,7 +456,9 @@ def diagnose(
     if not reasons and (then := ap50(found, targets, 0.1)) > max(2 * now, now + 0.3):
         reasons.append(f"the detections are near the objects, but the boxes do not fit (mAP at an IoU of 0.1 {then:.2f}, of 0.5 "
                        f"{now:.2f}): train longer, or look for anchors or a picture size that differ from training")
-    return reasons + anchor_trouble(predictor, pictures) + score_trouble(predictor, found)
+    reasons += anchor_trouble(predictor, pictures) + score_trouble(predictor, found)
+    if reasons or now >= 0.5: return reasons
+    return [f"no common mistake explains a mAP@0.50 of {now:.2f}: train longer or on more pictures, and see that the loss falls"]
 
 
 def anchor_trouble(predictor: Detector, pictures: Pictures) -> list[str]:

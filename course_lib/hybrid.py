@@ -4,9 +4,9 @@
 __all__ = ['DETECTOR', 'SCALES', 'Cut', 'cut', 'cut_detector', 'coco_detector', 'MultiScale', 'recomputed', 'uncounted', 'Bridge',
            'HybridModel', 'learn_hybrid', 'begin', 'refuse_single', 'hybrid', 'chosen_scales', 'DetectorClassifier']
 
-# %% ../nbs/12_hybrid.ipynb #4dfdc877
+# %% ../nbs/12_hybrid.ipynb #0abf1c0d
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +20,8 @@ from torchvision.models.detection.ssdlite import SSDLiteClassificationHead, SSDL
 from .core import CourseError
 from .data import Splits, pixels, to_float
 from .train import History, Recipe, fit, make_accelerator, make_task, network
-from .transfer import (RAW, Transfer, at_hand, build, joined, learn_head, phases, pretrained, published, stages,
-                                 step, thaw, torch_cache)
+from .transfer import (RAW, Transfer, at_hand, briefer, build, follow, learn_head, phases, pretrained, published,
+                                 stages, torch_cache)
 
 # %% ../nbs/12_hybrid.ipynb #dc1f6139
 DETECTOR = "ssdlite320_mobilenet_v3_large"  # torchvision's, with weights from COCO
@@ -195,7 +195,7 @@ class HybridModel(Transfer):
             own.load_state_dict(layer.state_dict())
         return self
 
-# %% ../nbs/12_hybrid.ipynb #125c1a97
+# %% ../nbs/12_hybrid.ipynb #daaa381b
 def learn_hybrid(
     model: Transfer,             # `HybridModel`, or another with a `backbone` and a `head`
     splits: Splits,
@@ -215,17 +215,9 @@ def learn_hybrid(
     plan, task = phases(strategy, len(groups), recipe.epochs), task or make_task(model, splits, input_size, recipe)
     if plan: refuse_single(len(splits.train), recipe)
     begin(model, splits, input_size, weights, recipe, device)
-    under = lambda name: folder and Path(folder) / name
-    done = [] if plan else [step(model, under("head"), resume, lambda place: learn_head(
-        model, splits, recipe, input_size, task, place, resume, device))]
-    for last, epochs in plan:
-        thaw(model.backbone, groups, last, stage_decay)
-        now = replace(recipe, epochs=epochs, warmup=min(recipe.warmup, epochs))
-        done.append(step(model, under(f"last-{last}"), resume, lambda place: fit(
-            model, splits, now, input_size, task, place, resume, device)))
-    model.requires_grad_(True).to(next(model.head.parameters()).device).eval()
-    for path in Path(folder).glob("*/done.pt") if folder else (): path.unlink()
-    return joined(done)
+    def learn(how, epochs, place): return how(model, splits, briefer(recipe, epochs), input_size, task, place, resume, device)
+    head = None if plan else partial(learn, learn_head, recipe.epochs)
+    return follow(plan, model, groups, stage_decay, folder, resume, head, partial(learn, fit))
 
 
 def begin(

@@ -7,8 +7,9 @@ __all__ = ['tasks', 'augmentations', 'LEAST', 'schedules', 'optimizers', 'networ
            'learning_rate', 'groups', 'adamw', 'sgd', 'seed_step', 'Checkpoint', 'Losses', 'memory_advice', 'History',
            'make_accelerator', 'leave', 'best_precision', 'averaged', 'SharedBatchNorm', 'keep_memory',
            'StridedDepthwise', 'prepare_layers', 'restore_layers', 'fit', 'make_task', 'beginning', 'my_parts',
-           'finite', 'said', 'Best', 'event_writer', 'write_events', 'Network', 'views_of', 'network', 'arguments_of',
-           'extends', 'own_options', 'train_network', 'described', 'record_runs', 'recorded', 'join']
+           'finite', 'said', 'Best', 'event_writer', 'write_events', 'Network', 'save_weights', 'load_weights',
+           'views_of', 'network', 'arguments_of', 'extends', 'own_options', 'train_network', 'described', 'record_runs',
+           'recorded', 'join']
 
 # %% ../nbs/05_training.ipynb #10431886
 import atexit
@@ -784,7 +785,7 @@ def write_events(
         if writer and name != "epoch": writer.add_scalar(name, value, row["epoch"])
     if writer: writer.flush()
 
-# %% ../nbs/05_training.ipynb #4d87ca41
+# %% ../nbs/05_training.ipynb #9129a898
 networks = Registry("network")  # name -> function(classes, **arguments) that builds an nn.Module
 
 
@@ -838,29 +839,46 @@ class Network:
         "Write a bundle with the weights in `weights.safetensors`."
         own = dict(format="safetensors", architecture=self.name, network=self.arguments, classes=list(self.classes),
                    task=self.task, input_size=self.size, mean=self.mean, std=self.std, temperature=self.temperature,
-                   views=self.views, thresholds=self.thresholds, about=self.about, versions=versions("torch", "safetensors"))
-        state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
-        return save_bundle(folder, meta | own, lambda part: save_file(state, part / "weights.safetensors"))
+                   views=self.views, thresholds=self.thresholds, about=self.about)
+        return save_weights(folder, self.model, meta | own)
 
     @classmethod
     def load(cls,
         bundle: Bundle,  # from `open_bundle`
     ) -> "Network":
         "The predictor in a bundle. CourseError if its architecture is unknown or its weights do not fit."
-        meta = bundle.meta
-        try:
-            model = networks[meta["architecture"]](len(meta["classes"]), **meta["network"])
-            model.load_state_dict(load_file(bundle.folder / "weights.safetensors"))
-            model.to(memory_format=torch.channels_last).eval()
-            return cls(model, meta["classes"], meta["input_size"], tuple(meta["mean"]), tuple(meta["std"]),
-                       meta["architecture"], meta["network"], meta["task"], meta["temperature"], meta["about"], meta["views"],
-                       tuple(meta.get("thresholds", ())))
-        except (KeyError, TypeError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise CourseError(f"'{bundle.folder}' does not fit its architecture '{meta['architecture']}': {first}") from None
+        return load_weights(bundle, lambda model, meta: cls(
+            model, meta["classes"], meta["input_size"], tuple(meta["mean"]), tuple(meta["std"]), meta["architecture"], meta["network"],
+            meta["task"], meta["temperature"], meta["about"], meta["views"], tuple(meta.get("thresholds", ()))))
 
 
 formats["safetensors"] = Network.load
+
+
+def save_weights(
+    folder: Path,      # the bundle to write
+    model: nn.Module,  # from `networks`
+    meta: dict,        # what `load_weights` needs to build it again: architecture, network, classes; and all else to remember
+) -> Path:
+    "Write a bundle with the weights in `weights.safetensors`."
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    return save_bundle(folder, meta | dict(versions=versions("torch", "safetensors")),
+                       lambda part: save_file(state, part / "weights.safetensors"))
+
+
+def load_weights(
+    bundle: Bundle,  # from `open_bundle`
+    wrap,            # wrap(model, meta) returns the predictor
+):
+    "The predictor in a bundle. CourseError if its architecture is unknown or its weights do not fit."
+    meta = bundle.meta
+    try:
+        model = networks[meta["architecture"]](len(meta["classes"]), **meta["network"])
+        model.load_state_dict(load_file(bundle.folder / "weights.safetensors"))
+        return wrap(model.to(memory_format=torch.channels_last).eval(), meta)
+    except (KeyError, TypeError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CourseError(f"'{bundle.folder}' does not fit its architecture '{meta['architecture']}': {first}") from None
 
 
 def views_of(
@@ -873,7 +891,7 @@ def views_of(
     moved = [images] if views == 2 else [images, wide[:, :, 2:, 2:], wide[:, :, :-2, :-2]]
     return [view for each in moved for view in (each, each.flip(3))]
 
-# %% ../nbs/05_training.ipynb #b383dfdd
+# %% ../nbs/05_training.ipynb #83e2002b
 def network(
     name: str,        # for the command line and for bundles
     learn=fit,        # trains it: called like `fit`, and may take options of its own
@@ -893,7 +911,7 @@ def network(
         train.__signature__ = inspect.Signature(
             [splits] + [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*general, *own, *recipe)])
         documented = (whole, build, *getattr(learn, "documented_in", (learn,)), Recipe)
-        train.__doc__, train.documented_in = build.__doc__, documented
+        train.__doc__, train.__module__, train.documented_in = build.__doc__, build.__module__, documented
         train.defaults, train.learn, train.finish = defaults, learn, finish
         networks[name], models[name] = build, train
         return build

@@ -4,7 +4,7 @@
 __all__ = ['PACKAGES', 'SAME_TENSORS', 'RAW', 'backbones', 'Weights', 'at_hand', 'published', 'timm_weights', 'build',
            'pretrained', 'from_file', 'tell_source', 'torch_cache', 'take_head', 'last_linear', 'Backbone',
            'embeddings', 'embed', 'fused', 'fingerprint', 'Embedded', 'Vectors', 'learn_head', 'Transfer', 'stages',
-           'chain', 'thaw', 'phases', 'learn_transfer', 'step', 'joined', 'transfer']
+           'chain', 'thaw', 'phases', 'learn_transfer', 'briefer', 'follow', 'step', 'joined', 'transfer']
 
 # %% ../nbs/09_transfer.ipynb #8db47026
 from copy import deepcopy
@@ -358,7 +358,7 @@ def thaw(
     for i, group in enumerate(reversed(groups)):
         for p in group: p.requires_grad, p.lr_scale = i < last, decay ** (i + 1)
 
-# %% ../nbs/09_transfer.ipynb #0578371c
+# %% ../nbs/09_transfer.ipynb #6cea3904
 def phases(
     strategy: str,  # frozen, progressive or full
     stages: int,    # of the backbone
@@ -394,14 +394,32 @@ def learn_transfer(
     if weights == "published": model.backbone.load()
     task = task or make_task(model, splits, input_size, recipe)
     alone = replace(recipe, epochs=head_epochs, learning_rate=head_rate, warmup=0.0)
+    head = lambda place: learn_head(model, splits, alone, input_size, task, place, resume, device)
+    return follow(plan, model, groups, stage_decay, folder, resume, head, lambda epochs, place: fit(
+        model, splits, briefer(recipe, epochs), input_size, task, place, resume, device))
+
+
+def briefer(recipe: Recipe, epochs: int) -> Recipe:
+    "The recipe for a part of its epochs."
+    return replace(recipe, epochs=epochs, warmup=min(recipe.warmup, epochs))
+
+
+def follow(
+    plan: list[tuple[int, int]],  # of `phases`
+    model: nn.Module,             # with a `backbone` and a `head`
+    groups: list,                 # its stages
+    stage_decay: float,           # learning rate of a stage, as a share of that of the next
+    folder: Path | None,          # for checkpoints: one folder in it for each step
+    resume: bool,
+    head,                         # head(folder) trains the head alone, to begin with; None: not at all
+    rest,                         # rest(epochs, folder) trains what is thawed
+) -> History:
+    "Train the head, then so many stages, for so many epochs, as the plan says."
     under = lambda name: folder and Path(folder) / name
-    done = [step(model, under("head"), resume, lambda place: learn_head(
-        model, splits, alone, input_size, task, place, resume, device))]
+    done = [step(model, under("head"), resume, head)] if head else []
     for last, epochs in plan:
         thaw(model.backbone, groups, last, stage_decay)
-        now = replace(recipe, epochs=epochs, warmup=min(recipe.warmup, epochs))
-        done.append(step(model, under(f"last-{last}"), resume, lambda place: fit(
-            model, splits, now, input_size, task, place, resume, device)))
+        done.append(step(model, under(f"last-{last}"), resume, lambda place: rest(epochs, place)))
     model.requires_grad_(True).to(next(model.head.parameters()).device).eval()
     for path in Path(folder).glob("*/done.pt") if folder else (): path.unlink()
     return joined(done)
