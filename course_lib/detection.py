@@ -68,7 +68,7 @@ def place_in(
     place[order] = torch.arange(len(order), device=order.device) - torch.searchsorted(sorted_, sorted_)
     return place
 
-# %% ../nbs/15_detection.ipynb #e3cbda1a
+# %% ../nbs/15_detection.ipynb #866ae967
 class Coco(MeanAveragePrecision):
     "COCO's mean average precision (Lin et al. 2014), with its thresholds in double precision, as in its own code."
     def __init__(self, iou_thresholds=np.linspace(0.5, 0.95, 10), **how):
@@ -97,18 +97,22 @@ def as_truth(
 ) -> list[dict]:
     "Targets as torchmetrics takes them."
     def one(target):
-        tensors = {name: torch.as_tensor(target[name], device=device) for name in ("boxes", "labels", "difficult") if name in target}
+        known = [name for name in ("boxes", "labels", "difficult") if name in target]
+        tensors = {name: torch.as_tensor(target[name], device=device) for name in known}
         difficult = tensors.pop("difficult", torch.zeros_like(tensors["labels"]))
         return dict(tensors, iscrowd=difficult.long())
     return [one(target) for target in targets]
 
-# %% ../nbs/15_detection.ipynb #cc686056
+# %% ../nbs/15_detection.ipynb #b0fa9823
 def squared(
     pictures: Pictures,  # of a detection task
     size: int,
 ) -> Pictures:
     "The same as squares from the cache of `pixels`, with the boxes in their pixels: each file is decoded once."
-    look = lambda part: part.write_text(json.dumps([pictures.read(i).shape[:2] for i in progress(range(len(pictures)), "measuring pictures")]))
+    def look(part):
+        numbers = progress(range(len(pictures)), "measuring pictures")
+        part.write_text(json.dumps([pictures.read(i).shape[:2] for i in numbers]))
+
     shapes = json.loads(build_once(home() / "cache" / f"shapes-{pictures.key}.json", look).read_text())
     images = pixels(pictures, size, "squash")
     fitted = lambda t, h, w: dict(t, boxes=np.asarray(t["boxes"], np.float32) * np.array([size / w, size / h] * 2, np.float32))
@@ -345,7 +349,7 @@ def best_threshold(
     f1 = 2 * np.cumsum(right[order]) / (np.arange(1, len(order) + 1) + objects)
     return float(scores[order][f1.argmax()])
 
-# %% ../nbs/15_detection.ipynb #4c89b1d5
+# %% ../nbs/15_detection.ipynb #0977b094
 def learn_detector(
     model: nn.Module,
     splits: Splits,
@@ -383,7 +387,8 @@ def train_detector(
     **options,                      # of the network, of how it learns, and of the recipe
 ) -> Detector:
     "Build and train a detector, and find the threshold from which on its detections are shown."
-    if splits.task != DETECTION: raise CourseError(f"this model needs data with boxes, not {splits.task}: a VOC layout, a COCO json or 'streets?view=detection'")
+    if splits.task != DETECTION:
+        raise CourseError(f"this model needs data with boxes, not {splits.task}: a VOC layout, a COCO json or 'streets?view=detection'")
     learn, defaults = models[name].learn, models[name].defaults
     take = lambda parameters: {p.name: options.pop(p.name) for p in parameters if p.name in options}
     recipe, how = Recipe(**{**defaults, **take(arguments_of(Recipe))}), take(own_options(learn))
@@ -401,8 +406,8 @@ def train_detector(
     return trained
 
 
-@network("ssd", learn_detector, trainer=train_detector, epochs=60, batch_size=8, learning_rate=0.001, weight_decay=0.01, augment="ssd",
-         clip=10.0)
+@network("ssd", learn_detector, trainer=train_detector, epochs=60, batch_size=8, learning_rate=0.001, weight_decay=0.01,
+         augment="ssd", clip=10.0)
 def ssd(
     classes: int,                    # K, without the background
     input_size: int = 320,
@@ -479,13 +484,14 @@ def score_trouble(predictor: Detector, found: Sequence[dict]) -> list[str]:
     return [f"the detector is sure of nothing (highest score {best:.2f}): train longer, with a higher learning rate, or look at the "
             "loss: it should have fallen to a fraction of its first value"]
 
-# %% ../nbs/15_detection.ipynb #b26349d4
+# %% ../nbs/15_detection.ipynb #febd2167
 @evaluators.register(DETECTION)
 def evaluate_detector(
     predictor: Detector,
     pictures: Pictures,  # one split with the same classes
 ) -> dict:
-    "map (over IoU 0.5 to 0.95), map_50 and map_75; `per_class` with these and the objects; `errors`; `reasons`, if it is low; the time."
+    """map (over IoU 0.5 to 0.95), map_50 and map_75; `per_class` with these and the objects; `errors`; `reasons`, if it
+    is low; the time."""
     if not len(pictures): raise CourseError("no pictures to evaluate on: this split is empty")
     metric = Coco(extended_summary=True)
     errors, seconds = dict.fromkeys((*KINDS, "missed"), 0), 0.0
@@ -532,7 +538,8 @@ def precision_of(
     "Precision at each IoU threshold from 0.5 to 0.95 and each recall from 0 to 1, with 100 detections a picture."
     values = metric.compute()
     precision = torch.full((10, 101, classes), -1.0)
-    for k, label in enumerate(values["classes"].reshape(-1).tolist()): precision[:, :, label - 1] = values["precision"][:, :, k, 0, -1]
+    for k, label in enumerate(values["classes"].reshape(-1).tolist()):
+        precision[:, :, label - 1] = values["precision"][:, :, k, 0, -1]
     return precision
 
 
@@ -546,7 +553,8 @@ def scores_of(
     count = np.bincount(np.concatenate([t["labels"] for t in pictures.targets]), minlength=len(pictures.classes) + 1)[1:]
     own = {name: dict(map=each[:, k].mean().item(), map_50=each[0, k].item(), map_75=each[5, k].item(), objects=int(count[k]))
            for k, name in enumerate(pictures.classes)}
-    return dict(map=each[:, there].mean().item(), map_50=each[0, there].mean().item(), map_75=each[5, there].mean().item(), per_class=own)
+    over = dict(map=each[:, there], map_50=each[0, there], map_75=each[5, there])
+    return {name: values.mean().item() for name, values in over.items()} | dict(per_class=own)
 
 # %% ../nbs/15_detection.ipynb #923d6175
 def learn_by_heart(

@@ -8,6 +8,7 @@ __all__ = ['LIMIT', 'SCORES', 'read', 'write', 'source', 'code_cells', 'checkout
 
 # %% ../nbs/90_notebooks.ipynb #b55e1986
 import ast
+import base64
 import hashlib
 import json
 import os
@@ -505,16 +506,25 @@ def refresh(
 
 
 def _publish(results):
-    "Redraw figures/leaderboard.svg, and the two tables that stand between comments in the README."
+    "Renew the figures and the two tables of the README."
     import matplotlib
     (checkout() / "figures").mkdir(exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "course"}):
         leaderboard_figure(results).savefig(checkout() / "figures" / "leaderboard.svg", metadata={"Date": None})
+    for path in chapters(None): _publish_figures(path)
     readme = checkout() / "README.md"
     text = readme.read_text(encoding="utf-8")
     for name, table in dict(leaderboard=leaderboard(results), records=records(checkout() / "nbs" / "results")).items():
         text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table}\n{m[2]}", text, flags=re.S)
     readme.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _publish_figures(path):
+    "Write the pictures of the cells that are tagged `figure` to figures/."
+    for cell in code_cells(read(path)):
+        found = [output["data"]["image/png"] for output in cell["outputs"] if "image/png" in output.get("data", {})]
+        if "figure" in cell["metadata"].get("tags", []) and found:
+            (checkout() / "figures" / f"{path.stem}.png").write_bytes(base64.b64decode(found[0]))
 
 # %% ../nbs/90_notebooks.ipynb #235ec2ea
 _SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION\n.*?### END SOLUTION[ \t]*$", re.S | re.M)
