@@ -349,7 +349,7 @@ def best_threshold(
     f1 = 2 * np.cumsum(right[order]) / (np.arange(1, len(order) + 1) + objects)
     return float(scores[order][f1.argmax()])
 
-# %% ../nbs/15_detection.ipynb #0977b094
+# %% ../nbs/15_detection.ipynb #f6895e76
 def learn_detector(
     model: nn.Module,
     splits: Splits,
@@ -361,7 +361,7 @@ def learn_detector(
     device: str = "auto",
     weights: str = "published",   # of the backbone, or none: random ones
     frozen: int = 1,              # so many of the backbone's four stages, from the first, keep their published weights
-    backbone_rate: float = 0.5,   # the learning rate of the others, as a share of the head's
+    backbone_rate: float = 0.3,   # the learning rate of the others, as a share of the head's
 ) -> History:
     "Load the backbone's weights, keep some, let the others learn more slowly than the head. CourseError if they cannot be got."
     if weights not in ("published", "none"): raise CourseError(f"weights={weights}: use published or none")
@@ -412,10 +412,10 @@ def ssd(
     classes: int,                    # K, without the background
     input_size: int = 320,
     backbone: str = "mobilenet_v2",  # any convolutional one of torchvision's classifiers, or timm:NAME
-    head: str = "plain",             # plain; lite: depthwise, as SSDLite; shared: one for all maps, as RetinaNet
+    head: str = "shared",            # one for all maps, as RetinaNet; plain: one for each; lite: these depthwise, as SSDLite
     pyramid: int = 128,              # channels of a feature pyramid; 0: none
     finest: int = 8,                 # pixels per cell of the first map: 8, 16 or 32
-    width: int = 256,                # channels of the maps behind the backbone
+    width: int = 128,                # channels of the maps behind the backbone
     smallest: float = 0.07,          # scale of the first map's anchors, as a share of the picture's side
     largest: float = 0.9,            # of the last map's
 ) -> nn.Module:

@@ -262,7 +262,7 @@ class SharedHead(nn.Module):
 heads = Registry("head")  # name -> function(widths, boxes, classes)
 heads["plain"], heads["lite"], heads["shared"] = Head, partial(Head, style="lite"), SharedHead
 
-# %% ../nbs/14_ssd.ipynb #d5e6cca3
+# %% ../nbs/14_ssd.ipynb #3ab49c93
 def usual_ratios(
     maps: int,  # how many
 ) -> list[list[int]]:
@@ -321,7 +321,7 @@ class SSD(nn.Module):
         for part in filter(frozen, super().train(mode).modules()): part.eval()
         return self
 
-# %% ../nbs/14_ssd.ipynb #a2397fe3
+# %% ../nbs/14_ssd.ipynb #5cc46900
 def hardest(
     conf: Tensor,   # logits [B, A, K + 1]
     found: Tensor,  # int64 [B, A] from `match`; -1: background
@@ -335,7 +335,7 @@ def hardest(
     b, place = ((rank < most[:, None]) & (values >= 0)).nonzero(as_tuple=True)               # [M]
     return b, order[b, place]
 
-# %% ../nbs/14_ssd.ipynb #e33daaeb
+# %% ../nbs/14_ssd.ipynb #7149db8b
 def multibox_sums(
     outputs: dict,             # loc [B, A, 4], conf [B, A, K + 1], anchors [A, 4]: what `SSD` returns
     targets: Sequence[dict],   # for each picture: boxes [N, 4] in the unit of the anchors, labels [N] from 1 to K
@@ -374,7 +374,7 @@ def multibox_loss(
     counted = positives.clamp(min=least / max(negatives, 1)).sum()    # a picture that counts negatives counts here, too
     return (balance * offsets + classes).sum() / counted.clamp(min=1)
 
-# %% ../nbs/14_ssd.ipynb #1504b3ee
+# %% ../nbs/14_ssd.ipynb #d40642bc
 FILL = (124, 116, 104)  # the canvas around a shrunk picture: ImageNet's mean colour
 
 
