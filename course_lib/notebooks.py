@@ -25,7 +25,7 @@ from time import perf_counter
 
 import psutil
 import course_lib
-from .core import RESULT, CourseError, models, progress, sources, versions
+from .core import RESULT, CourseError, progress, versions
 
 # %% ../nbs/90_notebooks.ipynb #255e5a6c
 def read(
@@ -399,7 +399,6 @@ def records(
     folder: Path,  # with files of `record_runs`; others are passed over
 ) -> str:
     "What was recorded on real pictures, as a table: scores on the test split, mean and deviation over seeds."
-    from course_lib.train import recorded
     flag = lambda name, value: f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
     table = [("pictures", "score", "mean ± sd", "seeds", "minutes", "course train")]
     for path in sorted(Path(folder).glob("*.json")):
@@ -407,9 +406,11 @@ def records(
         runs = stored.get("runs", []) if isinstance(stored, dict) else []
         if not runs or "data" not in runs[0]: continue
         key, name = ("map_50", "mAP@0.50") if "test_map_50" in runs[0] else ("accuracy", "accuracy")
-        for model, row in recorded(path, key).items():
-            table.append((runs[0]["data"], name, f"{row[key]:.1%} ± {row['sd']:.1%}", str(row["n"]), f"{row['seconds'] / 60:.1f}",
-                          " ".join([model, *(flag(*option) for option in row["options"].items())])))
+        for model in dict.fromkeys(run["model"] for run in runs):
+            own = [run for run in runs if run["model"] == model]
+            scores, slowest = [run[f"test_{key}"] for run in own], max(run["train_seconds"] for run in own)
+            table.append((runs[0]["data"], name, f"{mean(scores):.1%} ± {stdev(scores) if own[1:] else 0:.1%}", str(len(own)),
+                          f"{slowest / 60:.1f}", " ".join([model, *(flag(*option) for option in own[0]["options"].items())])))
     return as_table(table)
 
 # %% ../nbs/90_notebooks.ipynb #60472d8a
@@ -430,25 +431,30 @@ def uses(
     code: str,  # Python source
 ) -> set[str]:
     "The modules of the library that this code needs: imported, or behind a string such as 'streets?n=500' or 'svm'."
-    models.discover()
     strings = {str(node.value).partition("?")[0] for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
-    makers = [registry[text] for registry in (sources, models) for text in strings & registry.keys()]
-    return imports(code) | {maker.__module__.split(".")[-1] for maker in makers} & _modules()
+    return imports(code) | {module for module in _modules() if strings & set(_REGISTERS.findall(_text(module)))}
+
+
+_REGISTERS = re.compile(r'^@(?:network|models\.register|sources\.register)\("([^"]+)"', re.MULTILINE)
 
 
 def _modules():
     return {path.stem for path in Path(course_lib.__file__).parent.glob("[!_]*.py")}
 
 
+def _text(module):
+    return (Path(course_lib.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
+
+
 def fingerprint(
     nb: dict,  # a notebook
 ) -> str:
     "The sha256 of its code and of all course modules behind it; comments on lines of their own do not count."
-    folder, code = Path(course_lib.__file__).parent, "\n".join(source(cell) for cell in code_cells(nb))
+    code = "\n".join(source(cell) for cell in code_cells(nb))
     texts, waiting = {"": code}, uses(code)
     while waiting:
         name = waiting.pop()
-        texts[name] = (folder / f"{name}.py").read_text(encoding="utf-8")
+        texts[name] = _text(name)
         waiting |= uses(texts[name]) - texts.keys()
     lines = [line.rstrip() for name in sorted(texts) for line in texts[name].splitlines()]
     kept = [line for line in lines if line and not line.lstrip().startswith("#")]

@@ -11,9 +11,9 @@ import psutil
 import pytest
 from conftest import PATHS, budget
 
-from course_lib.core import CourseError
+from course_lib.core import CourseError, models, sources
 from course_lib.notebooks import (band, blemishes, checkout, code_cells, collect, leaderboard, outside, overrides,
-                                  parameters, read, records, reported, run, source, stale, write)
+                                  parameters, read, records, reported, run, source, stale, uses, write)
 
 BASELINES = json.loads((Path(__file__).parent / "baselines.json").read_text(encoding="utf-8"))
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -101,6 +101,14 @@ def test_stored_results_lie_in_the_bands_of_the_laptop_profile(path):
     if "cpu" not in BASELINES: pytest.skip("no bands for the laptop profile: `make baselines PROFILE=cpu`")
     found = outside(reported(read(path)).get("results", {}), BASELINES["cpu"].get(path.stem, {}))
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("registry", [models, sources], ids=lambda registry: registry.kind)
+def test_the_name_of_a_model_or_data_set_counts_as_an_import(registry):
+    registry.discover()
+    own = {name: maker.__module__.split(".") for name, maker in registry.items() if maker.__module__.startswith("course_lib.")}
+    assert own
+    for name, (_, module) in own.items(): assert module in uses(f"spec = '{name}?n=5'")
 
 
 def test_readme_shows_the_leaderboard_of_the_stored_outputs():
