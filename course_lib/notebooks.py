@@ -398,19 +398,20 @@ def leaderboard_figure(
 def records(
     folder: Path,  # with files of `record_runs`; others are passed over
 ) -> str:
-    "What was recorded on real pictures, as a table: scores on the test split, mean and deviation over seeds."
+    "What was recorded on real pictures, a row for each model and its options: test scores, mean and deviation over seeds."
     flag = lambda name, value: f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+    command = lambda run: " ".join([run["model"], *(flag(*option) for option in run["options"].items())])
     table = [("pictures", "score", "mean ± sd", "seeds", "minutes", "course train")]
     for path in sorted(Path(folder).glob("*.json")):
         stored = json.loads(path.read_text(encoding="utf-8"))
         runs = stored.get("runs", []) if isinstance(stored, dict) else []
         if not runs or "data" not in runs[0]: continue
         key, name = ("map_50", "mAP@0.50") if "test_map_50" in runs[0] else ("accuracy", "accuracy")
-        for model in dict.fromkeys(run["model"] for run in runs):
-            own = [run for run in runs if run["model"] == model]
+        for line in dict.fromkeys(map(command, runs)):
+            own = [run for run in runs if command(run) == line]
             scores, slowest = [run[f"test_{key}"] for run in own], max(run["train_seconds"] for run in own)
             table.append((runs[0]["data"], name, f"{mean(scores):.1%} ± {stdev(scores) if own[1:] else 0:.1%}", str(len(own)),
-                          f"{slowest / 60:.1f}", " ".join([model, *(flag(*option) for option in own[0]["options"].items())])))
+                          f"{slowest / 60:.1f}", line))
     return as_table(table)
 
 # %% ../nbs/90_notebooks.ipynb #60472d8a
