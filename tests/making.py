@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from course_lib.core import checksum, digest
+
 
 def scene(seed, height=48, width=64):
     "A picture of soft blobs, uint8 [H, W, 3]; another seed, another picture."
@@ -96,3 +98,12 @@ def coco(root, n=12, edit=None, name="annotations.json"):
     content = (edit(content) if edit else None) or content
     put(root / name, json.dumps(content).encode())
     return root
+
+
+def vouched(bundle, change):
+    "Change a bundle's description, and all checksums that vouch for it, as someone with bad intentions would."
+    path = Path(bundle) / "model.json"
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    change(meta)
+    meta["files"] = {name: checksum(path.parent / name) for name in meta["files"]}
+    path.write_text(json.dumps({**meta, "digest": digest(meta)}), encoding="utf-8")
