@@ -2,12 +2,13 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'LABELS', 'CONVERTED', 'SINGLE', 'MULTI', 'DETECTION', 'SPLITS', 'FLAGS', 'LEVELS', 'error', 'warning',
-           'note', 'UNREAD', 'UNLISTED', 'NAMES', 'ABOUT', 'PARTS', 'decode', 'decode_with', 'to_rgb', 'Files',
-           'suffix', 'Record', 'look', 'peculiarity', 'describe', 'index', 'parallel', 'uniform', 'assign', 'Object',
-           'Item', 'Finding', 'Survey', 'survey', 'clean_boxes', 'without_boxes', 'Pictures', 'Splits', 'load',
-           'parse_options', 'load_files', 'split_items', 'missing_classes', 'detection_target', 'pixels', 'resize',
-           'Order', 'Batches', 'to_float', 'flip', 'shift', 'download', 'load_torchvision', 'load_voc', 'Diagnosis',
-           'check', 'survey_splits', 'near_duplicates', 'write_dataset', 'write_splits', 'fix']
+           'note', 'UNREAD', 'UNLISTED', 'COCO_LISTS', 'NO_BOXES', 'UNCLEAR', 'NAMES', 'ABOUT', 'PARTS', 'decode',
+           'decode_with', 'to_rgb', 'Files', 'suffix', 'Record', 'look', 'peculiarity', 'describe', 'index', 'parallel',
+           'uniform', 'assign', 'Object', 'Item', 'Finding', 'Survey', 'survey', 'clean_boxes', 'without_boxes',
+           'Pictures', 'Splits', 'load', 'parse_options', 'load_files', 'survey_with', 'split_items', 'missing_classes',
+           'detection_target', 'pixels', 'resize', 'Order', 'Batches', 'to_float', 'flip', 'shift', 'download',
+           'load_torchvision', 'load_voc', 'Diagnosis', 'check', 'survey_splits', 'near_duplicates', 'write_dataset',
+           'write_splits', 'fix']
 
 # %% ../nbs/01_data.ipynb #90516aa9
 import csv
@@ -55,6 +56,8 @@ def decode_with(
     try:
         picture = Image.open(io.BytesIO(data))
         return np.array(to_rgb(ImageOps.exif_transpose(picture))), picture
+    except UnidentifiedImageError: raise UnidentifiedImageError("not a picture") from None  # its own text is an address
+    except Image.DecompressionBombError: raise OSError("it has more pixels than are safe to open") from None
     except OSError: raise
     except Exception as error: raise OSError(f"{type(error).__name__}: {error}") from None  # decoders raise anything
 
@@ -103,11 +106,16 @@ class Files:
 
     def read(self, name: str) -> bytes:
         "The content of a file. OSError if it cannot be read."
-        if not self._zip: return (self.root / self.prefix / name).read_bytes()
+        if not self._zip: return self._read_on_disk(self.root / self.prefix / name)
         if os.getpid() != self._process:  # a forked worker: the parent's place in the open file is not its own
             self._zip, self._process = _open_zip(self.root), os.getpid()
         try: return self._zip.read(self.prefix + name)
         except Exception as why: raise OSError(f"damaged or encrypted in the zip: {why}") from None  # zlib, BadZip, ...
+
+    @staticmethod
+    def _read_on_disk(path: Path) -> bytes:
+        if path.exists() and not path.is_file(): raise OSError("is no regular file")  # reading a pipe would wait forever
+        return path.read_bytes()
 
     def stamp(self, name: str) -> str:
         "A short text that changes when the file does; '' for one that cannot be reached, such as a link to nowhere."
@@ -131,6 +139,7 @@ def suffix(
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
     if not path.exists(): raise CourseError(f"no file or folder '{path}': check the path")
+    if not path.is_file(): raise CourseError(f"'{path}' is neither a folder nor a regular file")
     try: return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
         raise CourseError(f"'{path}' is neither a folder nor a zip archive that can be read ({error})") from None
@@ -270,7 +279,8 @@ def assign(
     test: float = 0.15,           # share of the test split, 0..1
 ) -> dict[str, str]:              # digest -> 'train' | 'valid' | 'test'
     """Which split each picture belongs to. A picture's draw decides: below `test` it is a test picture, and so on.
-    Then, rarest class first, a split that lacks the class gets the picture of it whose draw is nearest."""
+    Then, rarest class first, a split that lacks the class gets its nearest picture among those that can be spared: each
+    split, in the order train, valid, test, keeps the picture of the class that has its smallest draw."""
     draws = {digest: uniform(digest, seed) for digest in labels}
     ranges = dict(test=(0, test), valid=(test, test + valid), train=(test + valid, 1))
     ranges = {split: (low, high) for split, (low, high) in ranges.items() if high > low}
@@ -320,6 +330,7 @@ class Item:
     objects: tuple = ()      # its objects, for detection
     record: Record = Record()
     source: str = ""         # the annotation file, for detection
+    size: tuple = ()         # width, height in pixels as the annotation file says, where it does
 
     @property
     def labels(self) -> list[str]:
@@ -373,12 +384,12 @@ def survey(
     files = Files(path.parent if only else path)
     if only and not files.pictures: files = Files(path.resolve().parent.parent)  # annotations/x.json beside images/
     if (table := only or LABELS).lower().endswith(".csv") and table in files.names: return _survey_csv(files, table)
-    jsons = [n for n in files.names if suffix(n) == ".json" and (only is None or PurePosixPath(n).name == only)]
-    if any(n.startswith("Annotations/") and suffix(n) == ".xml" for n in files.names): return _survey_voc(files)
-    annotated = {name: content for name in jsons if (content := _coco(files.read(name)))}
-    if annotated: return _survey_coco(files, annotated)
+    if not only and any(n.startswith("Annotations/") and suffix(n) == ".xml" for n in files.names): return _survey_voc(files)
+    is_meant = lambda n: not only or os.path.realpath(files.root / files.prefix / n) == os.path.realpath(path)
+    jsons = [name for name in files.names if suffix(name) == ".json" and is_meant(name)]
+    if annotated := _coco_files(files, jsons): return _survey_coco(files, annotated)
     if only: raise CourseError(f"'{path}' is not a COCO file: it needs 'images', 'annotations' and 'categories'")
-    if any("/" in name for name in files.pictures): return _survey_folder(files)
+    if any("/" in name for name in files.pictures): return _survey_folder(files, jsons)
     raise CourseError(f"'{path}' holds no dataset: expected class folders with pictures (cats/1.jpg), a VOC layout "
                       "(Annotations/, JPEGImages/), a COCO json or a labels.csv")
 
@@ -394,9 +405,9 @@ def _examined(files: Files, items: list[Item], findings: list[Finding]) -> list[
 UNREAD = {".gif", ".heic", ".heif", ".avif", ".jp2", ".svg", ".psd"}  # formats not read here
 
 
-def _survey_folder(files: Files) -> Survey:
+def _survey_folder(files: Files, jsons: list[str]) -> Survey:
     "Class folders, or train/ valid/ test/ with class folders inside. The first folder below the split is the class."
-    findings, items = [], []
+    findings, items = [note("unread json", name, "is no COCO file: classes come from folders") for name in jsons], []
     depth = 1 if _has_splits(files) else 0
     for name in files.pictures:
         parts = name.split("/")
@@ -451,6 +462,8 @@ def _clean_box(thing: Object, width: int, height: int) -> tuple:
     box = (float(max(x1, 0)), float(max(y1, 0)), float(min(x2, width)), float(min(y2, height)))
     if box[2] <= box[0] or box[3] <= box[1]:
         return None, "error", "box outside", f"lies outside the {width} x {height} picture: left out"
+    if np.float32(box[0]) == np.float32(box[2]) or np.float32(box[1]) == np.float32(box[3]):  # as in `detection_target`
+        return None, "error", "zero-area box", "is so thin that it has no area in float32: left out"
     if swapped: return box, "error", "swapped corners", "has min and max swapped: put right"
     if box == (x1, y1, x2, y2): return box, "", "", ""
     return box, "warning", "box outside", f"goes beyond the {width} x {height} picture: clipped"
@@ -482,45 +495,75 @@ def _alike(names: Iterable[str], findings: list[Finding]) -> None:
 # %% ../nbs/01_data.ipynb #2f8470d9
 def _survey_voc(files: Files) -> Survey:
     "Pascal VOC: Annotations/*.xml, JPEGImages/*, and ImageSets/Main/{train,val,test}.txt where there are such."
-    findings, items, sizes = [], [], {}
-    pictures = {PurePosixPath(n).stem: n for n in files.pictures if n.startswith("JPEGImages/")}
+    findings, items, pictures = [], [], _VocPictures(files)
     splits, known = _voc_splits(files), _listed_classes(files)
-    for name in [n for n in files.names if n.startswith("Annotations/") and suffix(n) == ".xml"]:
-        stem = PurePosixPath(name).stem
+    for name in sorted(_voc_xmls(files), key=pictures.differs):  # a picture belongs to the xml of its own name first
         try: size, filename, objects = _read_voc(files.read(name))
-        except (ElementTree.ParseError, LookupError, ValueError, OverflowError, OSError) as why:
-            findings.append(error("broken annotation", name, f"cannot be read as xml ({why}): left out")); continue
-        picture = pictures.get(stem) or pictures.get(PurePosixPath(filename).stem)
-        if picture is None:
-            findings.append(error("missing picture", name, f"no JPEGImages/{stem}.jpg: left out")); continue
+        except (ElementTree.ParseError, LookupError, ValueError, OSError) as why:
+            findings.append(error("broken annotation", name, f"cannot be read ({why}): left out")); continue
+        try: picture = pictures.take(name, filename)
+        except LookupError as why: findings.append(error("missing picture", name, f"{why.args[0]}: left out")); continue
         unknown = [thing for thing in objects if known and thing.name and thing.name not in known]
         findings += [error("unknown label", name, f"object {o.index}: '{o.name}' is not listed: left out")
                      for o in unknown]
         objects = tuple(thing for thing in objects if thing not in unknown)
-        items.append(Item(picture, splits.get(stem, UNLISTED if splits else ""), objects=objects, source=name))
-        sizes[name] = size
-    findings += _voc_gaps(pictures, splits, items)
-    items = _examined(files, items, findings)
-    for item in items:
-        said, real = sizes[item.source], (item.record.width, item.record.height)
-        if said == real or item.record.problem: continue
-        what = "says {} x {}, the picture has {} x {}".format(*said, *real)
-        findings.append(warning("wrong size", item.source, what))
-    return _detection(files, "voc", items, findings, known)
+        split = splits.get(_voc_key(name), splits.get(PurePosixPath(name).stem, UNLISTED if splits else ""))
+        items.append(Item(picture, split, objects=objects, source=name, size=size))
+    findings += _voc_gaps(pictures.names, splits, items)
+    return _detection(files, "voc", _examined(files, items, findings), findings, known)
+
+# %% ../nbs/01_data.ipynb #5a70452c
+def _voc_xmls(files: Files) -> list[str]:
+    return [name for name in files.names if name.startswith("Annotations/") and suffix(name) == ".xml"]
+
+
+def _voc_key(name: str) -> str:
+    "What an annotation and its picture share: 'Annotations/a/0.xml' -> 'a/0'."
+    return os.path.splitext(name)[0].partition("/")[2]
+
+# %% ../nbs/01_data.ipynb #b4f718e6
+class _VocPictures:
+    "The pictures of a VOC layout; each is given to one annotation."
+
+    def __init__(self, files: Files):
+        self.names = [name for name in files.pictures if name.startswith("JPEGImages/")]
+        self.by_key, self.by_stem, self.owner = defaultdict(list), defaultdict(list), {}
+        for name in self.names:
+            self.by_key[_voc_key(name)].append(name)
+            self.by_stem[PurePosixPath(name).stem].append(name)
+
+    def differs(self, xml: str) -> bool: return _voc_key(xml) not in self.by_key
+
+    def take(self, xml: str, filename: str) -> str:
+        "The picture of the xml's own name, else of the `filename` in it. LookupError if there is not exactly one."
+        key, stem = _voc_key(xml), PurePosixPath(xml).stem
+        near = [name for name in self.by_stem[stem] if "/" not in key or "/" not in _voc_key(name)]  # not a/0 for b/0
+        found = self.by_key.get(key) or near or self.by_stem[PurePosixPath(filename).stem]
+        found = [name for name in found if PurePosixPath(name).name == PurePosixPath(filename).name] or found
+        if not found: raise LookupError(f"no JPEGImages/{key}.jpg")
+        if len(found) > 1: raise LookupError(f"{' or '.join(found[:3])}, which is its picture?")
+        if owner := self.owner.get(found[0]): raise LookupError(f"{found[0]} is already the picture of {owner}")
+        self.owner[found[0]] = xml
+        return found[0]
 
 # %% ../nbs/01_data.ipynb #b97779de
 UNLISTED = "unlisted"  # the split of a picture that no list names: it is left out
 
 
-def _voc_gaps(pictures: dict[str, str], splits: dict[str, str], items: list[Item]) -> Iterator[Finding]:
+def _voc_gaps(pictures: list[str], splits: dict[str, str], items: list[Item]) -> Iterator[Finding]:
     "Pictures without annotation, and names in the lists that stand for nothing."
-    used, stems = {item.name for item in items}, {PurePosixPath(item.source).stem for item in items}
-    for name in sorted(set(pictures.values()) - used):
+    used, stems = {item.name for item in items}, _voc_stems(item.source for item in items)
+    for name in sorted(set(pictures) - used):
         yield warning("no annotation", name, "has no annotation: left out")
     for stem in sorted(set(splits) - stems):
         yield error("missing picture", f"ImageSets/Main: {stem}", "is listed, but there is no annotated picture")
     for item in items:
         if item.split == UNLISTED: yield warning("no split", item.name, "is in no list of ImageSets/Main: left out")
+
+
+def _voc_stems(xmls: Iterable[str]) -> set[str]:
+    "Under which names a list may mean these annotations: 'a/0' and '0'."
+    return {stem for name in xmls for stem in (_voc_key(name), PurePosixPath(name).stem)}
 
 
 def _listed_classes(files: Files) -> set[str]:
@@ -530,7 +573,7 @@ def _listed_classes(files: Files) -> set[str]:
 # %% ../nbs/01_data.ipynb #f55706fe
 def _detection(files: Files, layout: str, items: list[Item], findings: list[Finding], known: Iterable[str]) -> Survey:
     "The survey of a detection set: boxes made good, class names compared."
-    items = _cleaned(items, findings)
+    items = _cleaned([_upright(files, item, findings) for item in items], findings)
     classes = sorted({thing.name for item in items for thing in item.objects} | set(known))
     _alike(classes, findings)
     return Survey(files, layout, items, classes, findings)
@@ -540,19 +583,29 @@ def _voc_splits(files: Files) -> dict[str, str]:
     "The split of each picture's stem, from ImageSets/Main; {} where there are no lists."
     lists = {PurePosixPath(n).stem.lower(): _lines(files, n) for n in files.names
              if n.startswith("ImageSets/Main/") and suffix(n) == ".txt"}
-    found, stems = {}, {PurePosixPath(n).stem for n in files.names if n.startswith("Annotations/")}
+    found, stems = {}, _voc_stems(_voc_xmls(files))
     for name, lines in sorted(lists.items(), key=lambda pair: (pair[0] != "trainval", pair[0] == "test")):  # test wins
         split = "train" if name == "trainval" else SPLITS.get(name)
         if split: found.update({line if line in stems else line.split()[0]: split for line in lines})
     return found
 
-
+# %% ../nbs/01_data.ipynb #77d32984
 def _lines(files: Files, name: str) -> list[str]:
     "The lines of a text file, without the empty ones; UTF-8 or, failing that, Latin-1."
-    data = files.read(name)
+    return [line.strip() for line in _text(files, name).split("\n") if line.strip()]
+
+
+def _text(files: Files, name: str) -> str:
+    data = _content(files, name)
     try: text = data.decode("utf-8-sig")
     except UnicodeDecodeError: text = data.decode("latin-1")
-    return [line.strip() for line in text.split("\n") if line.strip()]
+    return re.sub("\r\n?", "\n", text)  # lines end differently on Windows and on old Macs
+
+
+def _content(files: Files, name: str) -> bytes:
+    "As `files.read`, with CourseError: for files without which the data cannot be understood."
+    try: return files.read(name)
+    except OSError as why: raise CourseError(f"'{name}' cannot be read: {why.strerror or why}") from None
 
 # %% ../nbs/01_data.ipynb #ffc2e63b
 def _read_voc(data: bytes) -> tuple[tuple[int, int], str, list[Object]]:
@@ -562,21 +615,69 @@ def _read_voc(data: bytes) -> tuple[tuple[int, int], str, list[Object]]:
     box = lambda node: tuple(_number(text(node, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
     flags = lambda node: [text(node, flag) not in ("", "0") for flag in FLAGS]
     objects = [Object(text(node, "name"), box(node), *flags(node), i) for i, node in enumerate(root.iter("object"))]
-    size = tuple(int(_number(text(root, f"size/{side}"), 0)) for side in ("width", "height"))
-    return size, text(root, "filename"), objects
+    size = tuple(_number(text(root, f"size/{side}"), 0) for side in ("width", "height"))
+    if not np.isfinite(size).all(): raise ValueError("it says that the picture has {:g} x {:g} pixels".format(*size))
+    return tuple(map(int, size)), text(root, "filename").replace("\\", "/"), objects
 
 
 def _number(text: str, default: float = float("nan")) -> float:
     try: return float(text)
     except ValueError: return default
 
+# %% ../nbs/01_data.ipynb #43c0f988
+def _upright(files: Files, item: Item, findings: list[Finding]) -> Item:
+    "The item with its boxes in the upright picture; what its annotation says about the size is compared."
+    said, real = item.size, (item.record.width, item.record.height)
+    if item.record.problem: return item
+    way = _orientation(files, item)
+    if way > 4 and said == real[::-1] != real:
+        findings.append(note("turned boxes", item.source, "its boxes are of the picture as stored: turned with it"))
+        return replace(item, objects=tuple(replace(o, box=_turn(o.box, way, *said)) for o in item.objects))
+    if way > 1 and item.objects and not (way > 4 and said == real != real[::-1]):
+        what = "EXIF turns the picture, the size does not tell if the boxes are turned: taken as of the upright picture"
+        findings.append(warning("turned picture", item.source, what))
+    if said and said != real:
+        what = "says {} x {}, the picture has {} x {}".format(*said, *real)
+        findings.append(warning("wrong size", item.source, what))
+    return item
+
+# %% ../nbs/01_data.ipynb #931902bd
+def _orientation(files: Files, item: Item) -> int:
+    "How EXIF says a picture is to be turned, 1..8: 1 is not at all, 2 to 4 keep its size, 5 to 8 swap width and height."
+    if "EXIF" not in item.record.note: return 1
+    way = Image.open(io.BytesIO(files.read(item.name))).getexif().get(0x0112, 1)
+    return way if way in range(1, 9) else 1
+
+
+def _turn(box: tuple, way: int, width: int, height: int) -> tuple:
+    "A box of a stored picture of that size, in the upright one. way: the EXIF orientation, 5..8."
+    x1, y1, x2, y2 = box
+    if way in (7, 8): x1, x2 = width - x2, width - x1
+    if way in (6, 7): y1, y2 = height - y2, height - y1
+    return y1, x1, y2, x2
+
 # %% ../nbs/01_data.ipynb #1d7cb17c
-def _coco(data: bytes) -> dict | None:
-    "The content of a COCO file, or None if it is another json."
+COCO_LISTS = ("images", "annotations", "categories")  # in a COCO file
+NO_BOXES = ("captions_", "person_keypoints_", "image_info_", "stuff_", "panoptic_")  # what COCO has beside instances_*
+
+
+def _coco(name: str, data: bytes) -> dict | None:
+    "The content of a COCO file, or None if it is another json. CourseError if it is a damaged COCO file."
     try: content = json.loads(data)
-    except (ValueError, RecursionError): return None
-    keys = ("images", "annotations", "categories")
-    return content if isinstance(content, dict) and all(isinstance(content.get(k), list) for k in keys) else None
+    except (ValueError, RecursionError) as why:
+        if not any(f'"{key}"'.encode() in data for key in COCO_LISTS): return None
+        raise CourseError(f"'{name}' is a damaged COCO file ({why})") from None
+    if not isinstance(content, dict) or sum(key in content for key in COCO_LISTS) < 2: return None
+    wrong = [key for key in COCO_LISTS if not isinstance(content.get(key), list)]
+    if wrong: raise CourseError(f"'{name}' is a damaged COCO file: it has no list '{wrong[0]}'")
+    return content
+
+# %% ../nbs/01_data.ipynb #698045eb
+def _coco_files(files: Files, jsons: list[str]) -> dict[str, dict]:
+    "The content of the COCO files among `jsons`. Beside instances_*.json, COCO's captions and the like are not read."
+    starts = lambda name, with_: PurePosixPath(name).name.startswith(with_)
+    if any(starts(name, "instances_") for name in jsons): jsons = [n for n in jsons if not starts(n, NO_BOXES)]
+    return {name: content for name in jsons if (content := _coco(name, _content(files, name)))}
 
 
 def _survey_coco(files: Files, annotated: dict[str, dict]) -> Survey:
@@ -584,9 +685,8 @@ def _survey_coco(files: Files, annotated: dict[str, dict]) -> Survey:
     findings, items = [], []
     by_name = defaultdict(list)
     for picture in files.pictures: by_name[PurePosixPath(picture).name].append(picture)
-    for source, content in annotated.items():
-        split = _coco_split(source) if len(annotated) > 1 else ""
-        items += _coco_items(source, split, content, by_name, findings)
+    for source, split in _coco_splits(list(annotated)).items():
+        items += _coco_items(source, split, annotated[source], by_name, findings)
     used = {item.name for item in items}
     findings += [warning("no annotation", n, "is not listed: left out") for n in files.pictures if n not in used]
     return _detection(files, "coco", _examined(files, items, findings), findings, ())
@@ -607,18 +707,26 @@ def _coco_items(source: str, split: str, content: dict, by_name: dict, findings:
         seen.add(image["id"])
         objects = annotations.pop(image["id"], [])
         found = _coco_picture(PurePosixPath(source).parent, image["file_name"], by_name)
-        if found: yield Item(found, split, objects=tuple(objects), source=f"{source}: {image['file_name']}")
+        place = f"{source}: {image['file_name']}"
+        if found: yield Item(found, split, objects=tuple(objects), source=place, size=_coco_size(image))
         else: findings.append(error("missing picture", source, f"no picture {image['file_name']}: left out"))
     findings += [error("missing picture", source, f"object {thing.index}: image {image} is not listed: left out")
                  for image, objects in annotations.items() for thing in objects]
 
-
+# %% ../nbs/01_data.ipynb #7643e776
 def _coco_entries(source: str, content: dict, what: str, needs: tuple, findings: list) -> Iterator[tuple[int, dict]]:
     "The entries of one of a COCO file's lists that have what they need, with their numbers; the rest are findings."
     for i, entry in enumerate(content[what]):
         whole = isinstance(entry, dict) and all(isinstance(entry.get(key), (int, str, float)) for key in needs)
         if whole: yield i, {**entry, "file_name": str(entry.get("file_name", ""))}
         else: findings.append(error("broken annotation", source, f"{what}[{i}] lacks {' or '.join(needs)}: left out"))
+
+
+def _coco_size(image: dict) -> tuple:
+    "Width and height as written: (0, 0) if they are no numbers, () if they are missing."
+    if "width" not in image or "height" not in image: return ()
+    try: return int(image["width"]), int(image["height"])
+    except (TypeError, ValueError, OverflowError): return 0, 0
 
 
 def _coco_object(i: int, annotation: dict, names: dict[int, str]) -> Object:
@@ -629,13 +737,25 @@ def _coco_object(i: int, annotation: dict, names: dict[int, str]) -> Object:
 
 # %% ../nbs/01_data.ipynb #609782b3
 def _coco_split(source: str) -> str:
-    "The split that a json's name or folder speaks of: 'instances_val2017.json' -> 'valid'."
+    "The split that a json's name or folder speaks of, or '': 'instances_val2017.json' -> 'valid'."
     for part in reversed(PurePosixPath(source).parts):
         for word in re.findall("[a-z]+", part.lower()):
             if word in SPLITS: return SPLITS[word]
-    return "train"
+    return ""
 
 
+def _coco_splits(sources: list[str]) -> dict[str, str]:
+    "json -> split, '' for a single json. CourseError for several that are not called after one split each."
+    if len(sources) == 1: return {sources[0]: ""}
+    splits = {source: _coco_split(source) for source in sources}
+    sizes = Counter(splits.values())
+    if unclear := [source for source, split in splits.items() if not split or sizes[split] > 1]:
+        names = ", ".join(unclear[:4]) + (" ..." if len(unclear) > 4 else "")
+        raise CourseError(f"which split is in which COCO file? {names}: call them train.json, valid.json and test.json, "
+                          "or give the path of one")
+    return splits
+
+# %% ../nbs/01_data.ipynb #94824e4c
 def _coco_picture(folder: PurePosixPath, name: str, by_name: dict[str, list[str]]) -> str | None:
     "The picture that a COCO file means: at its place beside the json, else one whose path ends like it."
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
@@ -647,43 +767,70 @@ def _coco_picture(folder: PurePosixPath, name: str, by_name: dict[str, list[str]
     return None
 
 # %% ../nbs/01_data.ipynb #a1d8e75e
+UNCLEAR = "contradiction"  # the kind of finding at which `load` stops
+
+
 def _survey_csv(files: Files, table: str) -> Survey:
     "A table of labels: a row for each picture."
-    findings, items, used, by_name = [], [], set(), defaultdict(list)
+    findings, items, rows_of, by_name = [], [], defaultdict(dict), defaultdict(list)
     names = {os.path.splitext(n)[0]: n for n in files.pictures} | {n: n for n in files.pictures}  # endings may be missing
     for name in names: by_name[PurePosixPath(name).name].append(name)
     rows, file, classes = _read_table(files, table)
-    for i, row in enumerate(rows, 2):
+    for line, row in rows:
         try: labels, split = _row_labels(row, classes), _row_split(row)
-        except ValueError as why: findings.append(error("broken annotation", table, f"line {i}: {why}: left out")); continue
-        found = names.get(_coco_picture(PurePosixPath(""), row[file] or "", by_name))
-        if not found: findings.append(error("missing picture", table, f"line {i}: no picture {row[file]}: left out"))
-        elif found in used: findings.append(error("broken annotation", table, f"line {i}: {found} comes twice: left out"))
-        else: items.append(Item(found, split, objects=tuple(Object(name, ()) for name in labels), source=table))
-        used.add(found)
-    findings += [warning("no annotation", n, "is not listed: left out") for n in files.pictures if n not in used]
+        except ValueError as why: findings.append(error("broken annotation", table, f"line {line}: {why}: left out")); continue
+        found = names.get(_coco_picture(PurePosixPath(""), row[file], by_name))
+        if not found: findings.append(error("missing picture", table, f"line {line}: no picture {row[file]}: left out"))
+        elif found not in rows_of: items.append(Item(found, split, objects=tuple(Object(n, ()) for n in labels), source=table))
+        elif (frozenset(labels), split) in rows_of[found]:
+            findings.append(error("broken annotation", table, f"line {line}: {found} comes twice: left out"))
+        if found: rows_of[found].setdefault((frozenset(labels), split), line)
+    unclear = {name: list(answers.values()) for name, answers in rows_of.items() if len(answers) > 1}
+    findings += [error(UNCLEAR, table, f"{name} has other labels or another split in line {b} than in line {a}")
+                 for name, (a, b, *_) in unclear.items()]
+    items = [item for item in items if item.name not in unclear]
+    findings += [warning("no annotation", n, "is not listed: left out") for n in files.pictures if n not in rows_of]
     classes = sorted({name for item in items for name in item.labels} | set(classes))
     _alike(classes, findings)
     return Survey(files, "csv", _examined(files, items, findings), classes, findings)
 
 # %% ../nbs/01_data.ipynb #26e2a869
-def _read_table(files: Files, table: str) -> tuple[list[dict], str, list[str]]:
-    "The rows, the name of the column with files, and the classes that have a column of their own."
-    lines = _lines(files, table)
-    delimiter = max(",;\t", key=lines[0].count) if lines else ","
-    rows = list(csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True))
-    columns = [name for name in (rows[0] if rows else {}) if name]
+def _read_table(files: Files, table: str) -> tuple[list[tuple[int, dict]], str, list[str]]:
+    "The rows with their line numbers, the name of the column with files, and the classes that have columns of their own."
+    rows, columns = _rows(files, table)
+    if twice := [name for name, n in Counter(columns).items() if n > 1]:
+        raise CourseError(f"'{table}' has several columns '{twice[0]}'")
     file = next((name for name in columns if name.lower() in ("file", "filename", "image", "image_name", "path")), None)
     if not file: raise CourseError(f"'{table}' is no table of labels: its first line must name a column 'file', and "
                                    "'labels' or a column of 0 and 1 for each class")
     if any(name.lower() in ("labels", "tags") for name in columns): return rows, file, []
     return rows, file, [name for name in columns if name != file and name.lower() != "split"]
 
+# %% ../nbs/01_data.ipynb #04b99068
+def _rows(files: Files, table: str) -> tuple[list[tuple[int, dict]], list[str]]:
+    "The rows of a table with their line numbers, and its columns; without spaces around. CourseError for a damaged one."
+    lines, rows = _text(files, table).split("\n"), []
+    head = next(filter(str.strip, lines), "")
+    reader = csv.reader(lines, delimiter=max(",;\t", key=head.count), skipinitialspace=True, strict=True)
+    try:
+        for cells in reader: rows.append((reader.line_num, [cell.strip() for cell in cells]))
+    except csv.Error as why:
+        raise CourseError(f"'{table}' cannot be read after line {rows[-1][0] if rows else 0}: {why}") from None
+    (_, columns), *rows = [(line, cells) for line, cells in rows if any(cells)] or [(0, [])]
+    return [(line, _row(columns, cells)) for line, cells in rows], [name for name in columns if name]
+
+
+def _row(columns: list[str], cells: list[str]) -> dict:
+    "The cells by their columns. A cell that is missing is None; filled cells beyond the last column are under None."
+    row = dict(zip(columns, cells)) | dict.fromkeys(columns[len(cells):])
+    return row | ({None: "".join(cells[len(columns):])} if any(cells[len(columns):]) else {})
+
 
 def _row_labels(row: dict, classes: list[str]) -> list[str]:
     "The labels in a row: of one column with names, else of the columns that hold a 1. ValueError for another value."
+    if None in row or None in row.values(): raise ValueError("has not as many cells as the first line")
     if not classes:
-        text = next(row[name] for name in row if name and name.lower() in ("labels", "tags")) or ""
+        text = next(row[name] for name in row if name.lower() in ("labels", "tags"))
         names = re.split(r"[;|,]", text) if re.search(r"[;|,]", text) else text.split()
         return list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if wrong := [name for name in classes if row[name] not in ("0", "1")]:
@@ -693,7 +840,7 @@ def _row_labels(row: dict, classes: list[str]) -> list[str]:
 
 def _row_split(row: dict) -> str:
     "The split that a row names, '' for none. ValueError for an unknown one."
-    split = next((row[name] for name in row if name and name.lower() == "split"), "") or ""
+    split = next((row[name] for name in row if name.lower() == "split"), "")
     if split and split.lower() not in SPLITS: raise ValueError(f"unknown split '{split}'")
     return SPLITS.get(split.lower(), "")
 
@@ -767,18 +914,31 @@ def load(
     seed: int = 0,   # of the splits that the data does not bring along, and of generated data
     **options,       # as after the '?' of the spec, over which they win
 ) -> Splits:
-    "The train, valid and test split of the data that `spec` names. CourseError if it is not there or cannot be used."
-    name, _, query = str(spec).partition("?")
-    options = {**dict(parse_qsl(query, keep_blank_values=True)), **{k: str(v) for k, v in options.items()}}
-    seed = parse_options({"seed": str(options.pop("seed", seed))}, seed=0)["seed"]
-    if wrong := options.keys() & {"name", "path", "year"}: raise CourseError(f"unknown data option '{wrong.pop()}'")
-    if name not in sources and _is_path(name): splits = load_files(name, seed, **options)
-    else: splits = sources[name](seed=seed, **options)
+    """The train, valid and test split of the data that `spec` names. CourseError if it is not there or cannot be used.
+    A name of `course data list` wins over a folder of that name here, which is `./streets`."""
+    name, seed, options = _parse_spec(spec, seed, options)
+    splits = load_files(name, seed, **options) if _is_path(name) else sources[name](seed=seed, **options)
     return replace(splits, spec=str(spec))
 
 
+def _parse_spec(spec: str, seed: int, options: dict) -> tuple[str, int, dict[str, str]]:
+    "The name or path, the seed, and the options as text; a seed in the spec wins over the argument."
+    name, _, query = str(spec).partition("?")
+    if not name: raise CourseError("the data has no name: give a name from `course data list`, a folder or a file")
+    options = {**dict(parse_qsl(query, keep_blank_values=True)), **{k: str(v) for k, v in options.items()}}
+    seed = parse_options({"seed": str(options.pop("seed", seed))}, seed=0)["seed"]
+    if wrong := options.keys() & {"name", "path", "year"}: raise CourseError(f"unknown data option '{wrong.pop()}'")
+    return name, seed, options
+
+
+def _is_named(name: str) -> bool:
+    "Whether it is the name of a data set. 'streets' is one even before chapter 02 has registered it."
+    return name in sources or name == "streets"
+
+
 def _is_path(name: str) -> bool:
-    "Whether a spec means a file or folder: it is there, or it is written like one."
+    "Whether a spec means a file or folder: it is no data set's name, and it is there or written like one."
+    if _is_named(name): return False
     try: return any(c in name for c in "/\\.~ ") or Path(name).exists()
     except (OSError, ValueError): return False  # too long, or not a name
 
@@ -802,15 +962,23 @@ def load_files(
     **options: str,  # valid, test: shares of the splits that are missing, 0..1; view=multi: labels instead of boxes
 ) -> Splits:
     "The splits of a data set on disk. What cannot be used is left out and listed in `left_out`."
+    found, shares = survey_with(path, options)
+    items = split_items(found, seed, **shares)
+    splits = {name: _pictures(found, [item for item in items if item.split == name]) for name in NAMES}
+    return Splits(**splits, classes=found.classes, task=found.task, spec=str(path), left_out=found.findings)
+
+
+def survey_with(
+    path: Path,               # as for `load_files`
+    options: dict[str, str],  # likewise
+) -> tuple[Survey, dict[str, float]]:
+    "What `path` holds, seen as the options say, and the shares of the splits that it may lack."
     shares = parse_options(options, valid=0.15, test=0.15, view="")
     view = shares.pop("view")
     if not (0 < shares["valid"] < 1 and 0 < shares["test"] < 1 and sum(shares.values()) < 1):
         raise CourseError("valid and test are shares between 0 and 1 that leave something for training")
     found = survey(path)
-    if view: found = without_boxes(found, view)
-    items = split_items(found, seed, **shares)
-    splits = {name: _pictures(found, [item for item in items if item.split == name]) for name in NAMES}
-    return Splits(**splits, classes=found.classes, task=found.task, spec=str(path), left_out=found.findings)
+    return (without_boxes(found, view) if view else found), shares
 
 # %% ../nbs/01_data.ipynb #40127ec1
 def split_items(
@@ -820,6 +988,8 @@ def split_items(
     test: float,   # likewise of the test split
 ) -> list[Item]:
     "The usable items, each with its split: as the data says, else by content. CourseError if a class misses a split."
+    for finding in found.findings:
+        if finding.kind == UNCLEAR: raise CourseError(f"{finding}: keep the one that is right")
     items = [item for item in found.items if not item.record.problem]
     if not items: raise CourseError(f"'{found.files.root}' holds no picture that can be read: see `course data check`")
     if len(found.classes) < (2 if found.task == SINGLE else 1):
@@ -1159,22 +1329,21 @@ def check(
     seed: int = 0,
 ) -> Diagnosis:
     "Everything about a data set that would break or mislead training."
-    name, _, query = str(spec).partition("?")
-    if name in sources or not _is_path(name): found = survey_splits(load(spec, seed))
-    else: found = survey(name)
+    name, seed, options = _parse_spec(spec, seed, {})
+    found, shares = survey_with(name, options) if _is_path(name) else (survey_splits(load(spec, seed)), {})
     good = [item for item in found.items if not item.record.problem]
     findings = [*found.findings, *_check_names(good), *_check_classes(found, good), *_check_sizes(good),
                 *_check_copies(found, good)]
-    if not any(f.level == "error" for f in findings) and found.files: findings += _check_split(found, seed)
+    if not any(f.level == "error" for f in findings) and found.files: findings += _check_split(found, seed, shares)
     counts = {name: Counter() for name in found.classes}
     for item in good:
         for label in item.labels: counts[label][item.split] += 1
     return Diagnosis(str(spec), found.task, counts, findings)
 
 # %% ../nbs/01_data.ipynb #97b9b025
-def _check_split(found: Survey, seed: int) -> list[Finding]:
+def _check_split(found: Survey, seed: int, shares: dict[str, float]) -> list[Finding]:
     "Whether `load` could divide it, which is the last thing that may go wrong."
-    try: split_items(found, seed, 0.15, 0.15)
+    try: split_items(found, seed, **shares)
     except CourseError as why: return [error("cannot be split", "splits", str(why))]
     return []
 
@@ -1265,11 +1434,17 @@ def _check_copies(found: Survey, good: list[Item]) -> Iterator[Finding]:
 
 # %% ../nbs/01_data.ipynb #bbe3c8b2
 def _copy_finding(kind: str, same: list[Item]) -> Finding:
-    splits, labels = {item.split for item in same}, {item.label for item in same}
+    splits, labels = {item.split for item in same}, {_answer(item) for item in same}
     where, others = same[0].name, ", ".join(item.name for item in same[1:4]) + (" ..." if len(same) > 4 else "")
-    place = " across splits" if len(splits) > 1 else " in two classes" if len(labels) > 1 else ""
+    differs = " in two classes" if same[0].label else " with other labels"
+    place = " across splits" if len(splits) > 1 else differs if len(labels) > 1 else ""
     level = "error" if place and kind == "same picture" else "warning"
     return Finding(level, kind + place, where, f"is also {others}")
+
+
+def _answer(item: Item) -> frozenset[str]:
+    "What copies of a picture must agree in: its classes. Where there are boxes nothing, as two people draw two boxes."
+    return frozenset(item.labels) if item.label or not any(thing.box for thing in item.objects) else frozenset()
 
 # %% ../nbs/01_data.ipynb #cf8b5ae1
 def near_duplicates(
@@ -1427,17 +1602,18 @@ def fix(
     out: Path,   # a new or empty folder
 ) -> Path:
     """Write a repaired copy; the original is never touched. Left out: what cannot be read, boxes that cannot be trained
-    on, all but one of equal pictures (the one in test stays), and every picture that stands in two classes."""
-    name = str(spec).partition("?")[0]
-    if name in sources: raise CourseError(f"'{name}' is not a data set of yours on disk: there is nothing to fix")
-    found = survey(name)
+    on, all but one of equal pictures (the one in test stays), and every picture that stands in two classes or has other
+    labels elsewhere."""
+    name, _, options = _parse_spec(spec, 0, {})
+    if _is_named(name): raise CourseError(f"'{name}' is not a data set of yours on disk: there is nothing to fix")
+    found, _ = survey_with(name, options)
     if found.files.root.resolve() in (Path(out).resolve(), *Path(out).resolve().parents):
         raise CourseError(f"'{out}' lies inside the data: choose a folder outside '{found.files.root}'")
     rank = ["test", "valid", "train", ""].index
     items = [item for item in found.items if not item.record.problem and item.split != UNLISTED]
     items.sort(key=lambda item: (rank(item.split), item.name))
     labels = defaultdict(set)
-    for item in items: labels[item.record.digest].add(item.label)
+    for item in items: labels[item.record.digest].add(_answer(item))
     kept = {item.record.digest: item for item in reversed(items) if len(labels[item.record.digest]) == 1}
     if not kept: raise CourseError(f"nothing of '{name}' can be used")
     items = sorted(kept.values(), key=lambda item: item.name)

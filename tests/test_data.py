@@ -289,10 +289,55 @@ def test_voc_lists_under_all_their_names(names, tmp_path):
 
 
 @pytest.mark.parametrize("spec", ["?seed=abc", "?path=x", "?name=x", "?year=x", "?unknown=1", "?valid=nan", "?valid=0",
-                                  "?valid=0.5&test=0.5", "?valid=", "?test=-1"])
+                                  "?valid=0.5&test=0.5", "?valid=", "?test=-1", "?view=multi", "?view=x"])
 def test_bad_options_are_one_line(spec, tmp_path):
-    with pytest.raises(CourseError) as caught: data.load(f"{class_folders(tmp_path / 'data')}{spec}")
-    assert "\n" not in str(caught.value)
+    "The same line from `load` and from `check`."
+    texts = set()
+    for act in (data.load, data.check):
+        with pytest.raises(CourseError) as caught: act(f"{class_folders(tmp_path / 'data')}{spec}")
+        texts.add(str(caught.value))
+    assert len(texts) == 1 and "\n" not in texts.pop()
+
+
+def test_check_heeds_the_options_that_load_takes(tmp_path):
+    folder = voc(tmp_path / "data")
+    assert data.check(f"{folder}?view=multi&seed=3&valid=0.2").task == data.load(f"{folder}?view=multi").task == data.MULTI
+    assert data.survey(data.fix(f"{folder}?view=multi", tmp_path / "out")).task == data.MULTI
+    uneven = class_folders(tmp_path / "uneven", n=3)
+    for i in range(3, 9): put(uneven / "cat" / f"{i}.png", encoded(scene(i)))
+    data.split_items(data.survey(uneven), 7, valid=0.3, test=0.3)
+    given = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "split_items", lambda found, seed, **shares: given.append((seed, shares)))
+        data.check(f"{uneven}?seed=7&valid=0.3&test=0.3")
+    assert given == [(7, dict(valid=0.3, test=0.3))]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["chapter 02 is loaded", "it is not"])
+def test_a_data_set_wins_over_a_folder_of_its_name(known, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    class_folders(tmp_path / "streets")
+    data.sources.discover()
+    if not known:
+        monkeypatch.delitem(data.sources, "streets")
+        monkeypatch.setattr(type(data.sources), "__missing__", lambda self, name: lambda **_: streets)
+    streets = data.load("streets?n=30") if known else made_up_splits()
+    assert (data.load("streets?n=30").classes, data.check("streets?n=30").counts.keys()) == (streets.classes, set(streets.classes))
+    assert streets.classes != ["cat", "dog"] == data.load("./streets").classes == list(data.check("./streets").counts)
+    with pytest.raises(CourseError): data.fix("streets", tmp_path / "out")
+
+
+def made_up_splits():
+    "Splits of one class, of one picture each."
+    part = data.Pictures(["0"], [0], ["made up"], data.SINGLE, lambda i: scene(1), "key")
+    return data.Splits(part, part, part, ["made up"], data.SINGLE, "streets")
+
+
+@pytest.mark.parametrize("spec", ["", "?test=0.2"])
+def test_an_empty_spec_is_not_the_current_folder(spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(class_folders(tmp_path / "data"))
+    for act in (data.load, data.check, lambda spec: data.fix(spec, tmp_path / "out")):
+        with pytest.raises(CourseError, match="no name"): act(spec)
 
 
 @pytest.mark.parametrize("spec", ["nowhere/at/all", "~nobody/x", "/" + "x" * 5000, "x/a\0b", "cifar11", "no.json", "cifar10?name=x"])

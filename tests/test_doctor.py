@@ -2,6 +2,7 @@
 import hashlib
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,6 +85,7 @@ FAULTS = {  # what lies in cat/: (name, content, the level and kind of what is t
     "zero bytes": ("x.jpg", b"", ("error", "unreadable picture")),
     "text": ("x.jpg", b"hello", ("error", "unreadable picture")),
     "bomb": ("x.png", bomb(), ("error", "unreadable picture")),
+    "bomb that is whole": ("x.png", encoded(Image.new("1", (20000, 10000))), ("error", "unreadable picture")),
     "png with wrong bytes": ("x.png", PNG[:80] + b"????" + PNG[84:], ("error", "unreadable picture")),
     "1 x 1": ("x.png", encoded(scene(51, 1, 1)), ("warning", "odd size")),
     "very long": ("x.png", encoded(scene(52, 9, 3000)), ("warning", "odd size")),
@@ -248,6 +250,36 @@ def test_links_to_files_and_folders_are_followed_and_dangling_ones_named(tmp_pat
     assert named(found) == {("unreadable picture", "cat/gone.png")} and found.counts["cat"][""] == 9
 
 
+@pytest.fixture
+def pipes(tmp_path):
+    try: os.mkfifo(tmp_path / "pipe")
+    except (AttributeError, OSError): pytest.skip("there are no pipes here")
+
+
+def test_a_pipe_among_the_pictures_is_named_and_not_waited_for(tmp_path, pipes):
+    folder = class_folders(tmp_path / "data")
+    os.mkfifo(folder / "cat" / "pipe.png")
+    assert named(examine(folder, tmp_path)) == {("unreadable picture", "cat/pipe.png")}
+    for name in ("pipe.zip", "pipe"):
+        if name == "pipe.zip": os.mkfifo(tmp_path / name)
+        assert "regular file" in str(attempt(lambda: data.load(tmp_path / name)))
+
+
+@pytest.mark.parametrize("make, name", [(coco, "more.json"), (voc, "ImageSets/Main/val.txt"), (voc, "labels.txt"), (class_folders, "labels.csv")])
+def test_annotations_behind_a_link_to_nowhere_are_named(make, name, tmp_path, links):
+    folder = make(tmp_path / "data")
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).symlink_to("nowhere")
+    for act in (data.check, data.load):
+        with pytest.raises(CourseError, match=name): act(folder)
+
+
+def test_messages_about_pictures_are_plain():
+    for content, text in ((b"hello", "not a picture"), (encoded(Image.new("1", (20000, 10000))), "pixels")):
+        with pytest.raises(OSError, match=text) as caught: data.decode(content)
+        assert "BytesIO" not in str(caught.value) and "Error" not in str(caught.value)
+
+
 def test_what_a_mac_adds_is_not_seen(tmp_path):
     extra = [("__MACOSX/cat/._0.png", b"?"), ("__MACOSX/._cat", b"?"), (".DS_Store", b"?"), ("cat/.DS_Store", b"?")]
     archive = zipped(class_folders(tmp_path / "data"), tmp_path / "mac.zip", extra=extra)
@@ -311,6 +343,12 @@ def test_fix_keeps_the_copy_in_test_and_drops_pictures_of_two_classes(tmp_path):
     assert digests[data.describe(scene(2)).digest].split == "test" and data.describe(scene(4)).digest not in digests
 
 
+def test_a_json_that_is_no_coco_file_is_mentioned_among_class_folders(tmp_path):
+    folder = class_folders(tmp_path / "data")
+    put(folder / "author.json", b'{"images": 16, "author": "me"}')
+    assert named(examine(folder, tmp_path), "note") == {("unread json", "author.json")}
+
+
 # VOC
 
 ZERO, OUTSIDE = [("cat", (5, 5, 5, 30))], [("cat", (100, 100, 120, 120))]
@@ -325,6 +363,7 @@ XML = {  # Annotations/0.xml: (content, kinds of errors and warnings about it, b
     "unknown encoding": (b'<?xml version="1.0" encoding="x"?>' + voc_xml().encode(), {"broken annotation"}),
     "nested without end": ("<annotation>" * 3000, {"broken annotation"}),
     "swapped corners": (voc_xml([("cat", (20, 20, 1, 1))]), {"swapped corners"}), "zero area": (voc_xml(ZERO), {"zero-area box"}),
+    "thin": (voc_xml([("cat", (10, 1, 10.0000001, 30))]), {"zero-area box"}), "thin when clipped": (voc_xml([("cat", (1, 47.9999999, 9, 60))]), {"zero-area box"}),
     "outside": (voc_xml(OUTSIDE), {"box outside"}), "beyond": (voc_xml([("cat", (-5, -5, 99, 99))]), {"box outside"}),
     "text for a number": (voc_xml([("cat", ("x", 1, 5, 9))]), {"bad box"}), "nan": (voc_xml([("cat", ("nan", 1, 5, 9))]), {"bad box"}),
     "infinite": (voc_xml([("cat", ("-inf", 1, 5, "1e999"))]), {"bad box"}), "no name": (voc_xml([("", (1, 1, 5, 9))]), {"empty label"}),
@@ -344,6 +383,96 @@ def test_faults_in_voc(name, tmp_path):
     assert {f.kind for f in found.findings if f.level != "note"} - {"no objects", "no annotation"} == expected
     about = [f for f in found.findings if f.kind in expected - {"class too small", "imbalance", "unknown label"}]
     assert all(f.where == "Annotations/0.xml" for f in about)
+
+
+def test_a_thin_box_is_left_out_and_named(tmp_path):
+    splits = data.load(voc(tmp_path / "data", xml={0: voc_xml([*BOXES, ("cat", (10, 1, 10.0000001, 30))])}))
+    boxes = np.concatenate([target["boxes"] for part in data.NAMES for target in splits[part].targets])
+    assert (boxes[:, 2:] > boxes[:, :2]).all() and len(boxes) == 24
+    [finding] = splits.left_out
+    assert finding.where == "Annotations/0.xml" and "object 2" in finding.what
+
+
+def pairs(folder): return {item.source: item.name for item in data.survey(folder).items}
+
+
+def test_voc_pictures_in_sub_folders_keep_their_own_annotations(tmp_path):
+    folder, expected = tmp_path / "data", {}
+    for i in range(12):
+        name = f"{'ab'[i % 2]}/{i // 2}"
+        put(folder / "JPEGImages" / f"{name}.png", encoded(scene(i)))
+        put(folder / "Annotations" / f"{name}.xml", voc_xml(filename=f"{i // 2}.png").encode())
+        expected[f"Annotations/{name}.xml"] = f"JPEGImages/{name}.png"
+    lists = dict(test=["a/0", "b/1", "a/2"], train=["a/1", "a/3", "a/4", "a/5", "b/0", "b/2", "b/3", "b/4", "b/5"])
+    for name, stems in lists.items(): put(folder / "ImageSets" / "Main" / f"{name}.txt", "\n".join(stems).encode())
+    assert examine(folder, tmp_path).findings == [] and pairs(folder) == expected
+    assert sorted(data.load(folder).test.names) == ["JPEGImages/a/0.png", "JPEGImages/a/2.png", "JPEGImages/b/1.png"]
+    (folder / "JPEGImages" / "b" / "0.png").unlink()  # that of a/0 does not stand in for it
+    assert ("missing picture", "Annotations/b/0.xml") in named(data.check(folder))
+
+
+def test_voc_pairs_by_name_then_by_filename_and_each_picture_once(tmp_path):
+    folder = voc(tmp_path / "data", xml={0: voc_xml(filename="C:\\scans\\p0.png"), 1: voc_xml(filename="2.png")})
+    (folder / "JPEGImages" / "0.png").rename(folder / "JPEGImages" / "p0.png")
+    (folder / "JPEGImages" / "1.png").unlink()                     # its xml names the picture of another
+    put(folder / "JPEGImages" / "3.jpg", JPEG)                     # 3.xml says 3.png
+    put(folder / "JPEGImages" / "4.jpg", JPEG)
+    put(folder / "Annotations" / "4.xml", voc_xml(filename="4").encode())
+    put(folder / "Annotations" / "0a.xml", voc_xml(filename="p0.png").encode())
+    found = examine(folder, tmp_path)
+    where = {f.where: f.what for f in found.errors}
+    assert set(where) == {"Annotations/1.xml", "Annotations/4.xml", "Annotations/0a.xml"}
+    assert "already the picture of Annotations/2.xml" in where["Annotations/1.xml"] and "4.jpg or" in where["Annotations/4.xml"]
+    assert pairs(folder)["Annotations/0.xml"] == "JPEGImages/p0.png" and pairs(folder)["Annotations/3.xml"] == "JPEGImages/3.png"
+
+
+def turned(orientation, width=64, height=48):
+    "A picture that EXIF turns, with a bright object at (4, 6, 24, 16) as stored."
+    picture, exif = np.zeros((height, width, 3), np.uint8), Image.Exif()
+    picture[6:16, 4:24] = 255
+    exif[0x0112] = orientation
+    return encoded(picture, exif=exif)
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_boxes_of_the_stored_picture_are_turned_with_it(layout, orientation, tmp_path):
+    if layout == "voc": folder = voc(tmp_path / "data", xml={0: voc_xml([("cat", (4, 6, 24, 16))])})
+    else: folder = coco(tmp_path / "data", edit=edit("annotations", 0, "bbox", to=[4, 6, 20, 10]))
+    name = "JPEGImages/0.png" if layout == "voc" else "images/0.png"
+    put(folder / name, turned(orientation))
+    found = data.survey(folder)
+    [item] = [item for item in found.items if item.name == name]
+    x1, y1, x2, y2 = map(int, item.objects[0].box)
+    assert found.picture(item)[y1:y2, x1:x2].min() == 255 and (x2 - x1, y2 - y1) == (10, 20)
+    assert {f.kind for f in found.findings} == {"turned boxes"}
+    again = data.survey(data.fix(folder, tmp_path / "fixed"))  # says the upright size
+    assert {"turned boxes", "turned picture", "wrong size"}.isdisjoint(f.kind for f in again.findings)
+    assert {item.objects[0].box for item in again.items if "EXIF" in item.record.note} == {item.objects[0].box}
+
+
+FRAMES = {  # (picture, what the xml says, the kinds of warnings); its boxes are left as they are
+    "upright": (turned(6), voc_xml(width=48, height=64), set()), "square": (turned(6, 64, 64), voc_xml(width=64, height=64), {"turned picture"}),
+    "upside down": (turned(3), voc_xml(), {"turned picture"}), "no size": (turned(8), voc_xml(width="", height=""), {"turned picture", "wrong size"}),
+    "another size": (turned(6), voc_xml(width=9, height=9), {"turned picture", "wrong size"}), "no such orientation": (turned(9), voc_xml(), set()),
+}
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_boxes_of_turned_pictures_are_as_written_or_said_to_be_unsure(name, tmp_path):
+    picture, xml, expected = FRAMES[name]
+    folder = voc(tmp_path / "data", xml={0: xml})
+    put(folder / "JPEGImages" / "0.png", picture)
+    found = examine(folder, tmp_path)
+    assert {f.kind for f in found.of("warning")} == expected and all(f.where == "Annotations/0.xml" for f in found.of("warning"))
+    [item] = [item for item in data.survey(folder).items if item.name == "JPEGImages/0.png"]
+    assert [thing.box for thing in item.objects] == [box for _, box in BOXES]
+
+
+def test_a_width_that_is_no_number_is_said_in_plain_words(tmp_path):
+    found = data.check(voc(tmp_path / "data", xml={0: voc_xml(width="inf"), 1: voc_xml(width="nan")}))
+    assert [f.what.split(")")[0] for f in found.errors] == [
+        f"cannot be read (it says that the picture has {width} x 48 pixels" for width in ("inf", "nan")]
 
 
 def test_a_namespace_is_at_least_seen(tmp_path):
@@ -380,6 +509,83 @@ def test_odd_lists_in_voc(content, tmp_path):
     examine(folder, tmp_path)
 
 
+# tables of labels
+
+ROWS = [f"{i}.png,{'cat dog'.split()[i % 2]}" for i in range(12)]
+
+
+def table(root, *lines, end="\n"):
+    "Twelve pictures and a labels.csv of these lines."
+    for i in range(12): put(root / f"{i}.png", encoded(scene(i)))
+    put(root / "labels.csv", end.join(lines).encode())
+    return root
+
+
+TABLES = {
+    "spaces after": ["file, labels", *[row.replace(",", ", ") for row in ROWS]], "spaces around": [" file , labels ", *[row.replace(",", "\t ,  ") + " " for row in ROWS]],
+    "byte order mark": ["\ufefffile,labels", *ROWS], "semicolons": ["file;labels", *[row.replace(",", " ; ") for row in ROWS]],
+    "a column without name": [",file,labels", *[f"{i},{row}" for i, row in enumerate(ROWS)]], "empty cells at the end": ["file,labels", *[row + ",," for row in ROWS]],
+    "blank lines": ["", "file,labels", "", *[row + "\n" for row in ROWS], ""], "0 and 1": ["file, cat ,dog", *[f"{i}.png , {1 - i % 2},{i % 2} " for i in range(12)]],
+}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_read_with_spaces_and_all_line_ends(name, end, tmp_path):
+    folder = table(tmp_path / "data", *TABLES[name], end=end)
+    assert examine(folder, tmp_path).findings == []
+    assert {item.name: item.labels for item in data.survey(folder).items} == {f"{i}.png": ["cat dog".split()[i % 2]] for i in range(12)}
+
+
+BAD_ROWS = {  # a row that takes the place of that of 5.png, in line 7
+    "too few cells": "5.png", "too many cells": "5.png,cat,dog", "no such picture": "99.png,cat",
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_rows_are_named_by_file_and_line(name, tmp_path):
+    found = examine(table(tmp_path / "data", "file,labels", *ROWS[:5], BAD_ROWS[name], *ROWS[6:]), tmp_path)
+    assert [(f.where, f.what.split(":")[0]) for f in found.errors] == [("labels.csv", "line 7")]
+    spaced = data.check(table(tmp_path / "spaced", "file,labels", *ROWS[:5], "", "", BAD_ROWS[name], *ROWS[6:]))
+    assert [f.what.split(":")[0] for f in spaced.errors] == ["line 9"]
+
+
+@pytest.mark.parametrize("row", ['"5.png,cat', '5.png,"cat" x', "5.png," + "x" * 200000], ids=["open quote", "text after a quote", "huge"])
+def test_tables_that_are_no_csv_are_refused_with_file_and_line(row, tmp_path):
+    folder = table(tmp_path / "data", "file,labels", *ROWS[:5], row, *ROWS[6:])
+    for act in (data.check, data.load):
+        with pytest.raises(CourseError, match="'labels.csv' cannot be read after line 6") as caught: act(folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_column_that_comes_twice_is_refused(tmp_path):
+    with pytest.raises(CourseError, match="several columns 'cat'"): data.load(table(tmp_path / "data", "file,cat,cat", "0.png,0,1"))
+
+
+@pytest.mark.parametrize("first, second", [("file,labels", "0.png,dog"), ("file,labels,split", "0.png,cat,test")])
+def test_a_picture_with_two_answers_is_an_error_and_is_not_loaded(first, second, tmp_path):
+    folder = table(tmp_path / "data", first, *[row + ",train" * first.count("split") for row in ROWS], second)
+    found = examine(folder, tmp_path)
+    [finding] = [f for f in found.errors if f.kind == "contradiction"]
+    assert finding.where == "labels.csv" and all(text in finding.what for text in ("0.png", "line 2", "line 14"))
+    with pytest.raises(CourseError, match="0.png"): data.load(folder)
+    assert len(data.survey(tmp_path / "fixed").items) == 11  # neither row is believed
+
+
+def test_the_same_row_twice_is_no_contradiction(tmp_path):
+    folder = table(tmp_path / "data", "file,labels", *ROWS, ROWS[0])
+    assert named(examine(folder, tmp_path)) == {("broken annotation", "labels.csv")}
+    assert sum(len(data.load(folder)[part]) for part in data.NAMES) == 12
+
+
+def test_copies_with_other_labels_in_a_table_are_an_error_and_are_dropped(tmp_path):
+    folder = table(tmp_path / "data", "file,labels", *ROWS, "copy.png,dog", "same.png,dog")
+    for name, i in (("copy", 0), ("same", 1)): put(folder / f"{name}.png", encoded(scene(i)))
+    found = examine(folder, tmp_path)
+    assert named(found) == {("same picture with other labels", "0.png")} and ("same picture", "1.png") in named(found, "warning")
+    assert len(data.survey(tmp_path / "fixed").items) == 11
+
+
 # COCO
 
 def edit(*path, to=None, drop=False):
@@ -412,6 +618,7 @@ COCO = {  # (change, an error's kind, or '' where nothing is wrong)
     "category without name": (edit(*LABEL, "name", drop=True), "broken annotation"), "category without id": (edit(*LABEL, "id", drop=True), "broken annotation"),
     "category null": (edit(*LABEL), "broken annotation"), "category a number": (edit(*LABEL, "name", to=5), ""),
     "crowd": (edit("annotations", 0, "iscrowd", to=1), ""), "control characters": (edit(*LABEL, "name", to="c\1at"), ""),
+    "no size said": (edit(*IMAGE, "width", drop=True), ""), "size nan": (edit(*IMAGE, "width", to=float("nan")), ""),
     **{f"path {name}": (edit(*IMAGE, "file_name", to=name), "") for name in (
         "./images/0.png", "../images/0.png", "/data/images/0.png", "images\\0.png", "images/0.png")},
 }
@@ -430,6 +637,71 @@ def test_faults_in_coco(name, tmp_path):
 @pytest.mark.parametrize("value", [None, "x", 5, {"a": 1}, []])
 def test_coco_without_its_lists(key, value, tmp_path):
     examine(coco(tmp_path / "data", edit=edit(key, to=value)), tmp_path, sound=False)
+
+
+DAMAGED = {"cut off": lambda text: text[:len(text) // 2], "cut off late": lambda text: text[:-3], "a list is missing": lambda text: text.replace('"annotations"', '"notes"'),
+           "images a dictionary": lambda text: json.dumps({**json.loads(text), "images": {}})}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_coco_file_is_named_alone_and_among_others(name, tmp_path):
+    folder = coco(tmp_path / "data")
+    text = (folder / "annotations.json").read_text()
+    put(folder / "annotations.json", DAMAGED[name](text).encode())
+    for spec in (folder, folder / "annotations.json"):
+        for act in (data.check, data.load):
+            with pytest.raises(CourseError, match="annotations.json") as caught: act(spec)
+            assert "damaged" in str(caught.value) and "\n" not in str(caught.value)
+    several(folder, ("train", "val", "test"), text)
+    put(folder / "test.json", DAMAGED[name]((folder / "test.json").read_text()).encode())
+    (folder / "annotations.json").unlink()
+    with pytest.raises(CourseError, match="'test.json' is a damaged"): data.load(folder)
+
+
+def several(folder, names, text):
+    "The content of a COCO file, divided among several of these names."
+    content, n = json.loads(text), 12 // len(names)
+    for k, name in enumerate(names):
+        parts = dict(images=content["images"][n * k:n * (k + 1)], annotations=[a for a in content["annotations"] if a["image_id"] // n == k])
+        put(folder / f"{name}.json", json.dumps({**content, **parts}).encode())
+
+
+def several_alone(root, *names):
+    folder = coco(root)
+    several(folder, names, (folder / "annotations.json").read_text())
+    (folder / "annotations.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("names", [("train", "valid", "test"), ("train", "val", "test"), ("train/_annotations.coco", "valid/_annotations.coco", "test/_annotations.coco"),
+                                   ("annotations/instances_train2017", "annotations/instances_val2017", "annotations/instances_test2017")])
+def test_names_of_jsons_say_their_splits(names, tmp_path):
+    splits = data.load(several_alone(tmp_path / "data", *names))
+    assert [sorted(splits[part].names) for part in data.NAMES] == [sorted(f"images/{4 * k + i}.png" for i in range(4)) for k in range(3)]
+
+
+@pytest.mark.parametrize("names, unclear", [(("a", "b"), ("a.json", "b.json")), (("train", "extra", "test"), ("extra.json",)),
+                                            (("train", "train_more", "test"), ("train.json", "train_more.json"))])
+def test_jsons_whose_split_is_unclear_are_named(names, unclear, tmp_path):
+    folder = several_alone(tmp_path / "data", *names)
+    for act in (data.check, data.load, lambda spec: data.fix(spec, tmp_path / "out")):
+        with pytest.raises(CourseError) as caught: act(folder)
+        assert f"? {', '.join(unclear)}:" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_path_of_a_json_means_that_one(tmp_path):
+    "Also where others have the same name in other folders."
+    folder = several_alone(tmp_path / "data", *(f"{part}/_annotations.coco" for part in ("train", "valid", "test")))
+    items = data.survey(folder / "valid" / "_annotations.coco.json").items
+    assert [item.name for item in items] == [f"images/{i}.png" for i in range(4, 8)] and {item.split for item in items} == {""}
+
+
+def test_what_coco_publishes_beside_its_boxes_is_not_read(tmp_path):
+    folder = several_alone(tmp_path / "data", *(f"annotations/instances_{part}2017" for part in ("train", "val", "test")))
+    before = data.load(folder).fingerprint
+    put(folder / "annotations" / "captions_train2017.json", b'{"images": [], "annotations": []}')
+    put(folder / "annotations" / "person_keypoints_train2017.json", (folder / "annotations" / "instances_train2017.json").read_bytes())
+    assert data.load(folder).fingerprint == before
 
 
 def test_crowds_are_difficult(tmp_path):
