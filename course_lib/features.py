@@ -167,9 +167,10 @@ def hog(
     pixels_per_cell: int | tuple[int, int] = 8,  # side of a cell in pixels, or (height, width)
     cells_per_block: int | tuple[int, int] = 2,  # side of a block in cells, or (height, width)
 ) -> Tensor:
-    """Histograms of oriented gradients, float32 [B, D] (Dalal and Triggs 2005, section 6; L2-Hys).
+    """Histograms of oriented gradients, float32 [B, D] (after Dalal and Triggs 2005, section 6; L2-Hys).
 
-    Equals `skimage.feature.hog` on the same array. CourseError if the pictures are smaller than one block."""
+    Equals `skimage.feature.hog` on the same array; unlike in the paper, a vote is not shared among neighbouring bins and
+    cells, and blocks have no Gaussian weights. CourseError if the pictures are smaller than one block."""
     cell, block = _pair(pixels_per_cell, "pixels_per_cell"), _pair(cells_per_block, "cells_per_block")
     height, width = cell[0] * block[0], cell[1] * block[1]
     if images.shape[2] < height or images.shape[3] < width:

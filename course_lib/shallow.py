@@ -312,7 +312,7 @@ def make_features(
     seed: int,
 ):
     "The transformer from pictures to features."
-    given = [name.strip() for name in names.split(",") if name.strip()]
+    given = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     by_hand = tuple(name for name in given if name != "patches")
     parts = [PatchDictionary(atoms, seed=seed)] if "patches" in given else []
     if by_hand or not parts: parts.append(Features(by_hand))
@@ -463,7 +463,7 @@ def positive(
 ) -> None:
     "CourseError unless every option that is given is above 0."
     for name, value in options.items():
-        if value is not None and not value > 0: raise CourseError(f"{name}={value}: use a number above 0")
+        if value is not None and not 0 < value < float("inf"): raise CourseError(f"{name}={value}: use a number above 0")
 
 
 @models.register("svm")
@@ -507,7 +507,7 @@ def forest(
     "A random forest (Breiman 2001) on handcrafted features."
     single_label(splits.task)
     positive(input_size=input_size, trees=trees, leaf=leaf)
-    tree = lambda k: RandomForestClassifier(trees, min_samples_leaf=k, random_state=seed)
+    tree = lambda k: RandomForestClassifier(trees, min_samples_leaf=k, random_state=seed % 2**32)
     return fit_best(lambda D: {f"leaf={k}": tree(k) for k in ([leaf] if leaf else [1, 4])},
                     make_features(features, 800, seed), splits, input_size, refit)
 
