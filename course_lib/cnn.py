@@ -7,7 +7,7 @@ __all__ = ['WIDTHS', 'ConvBlock', 'of_size', 'ConvNet', 'cnn', 'Residual', 'cnn_
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .core import CourseError
+from .core import CourseError, within
 from .train import network
 
 # %% ../nbs/06_cnn.ipynb #cde8aacc
@@ -48,6 +48,7 @@ class ConvNet(nn.Module):
         skip: bool = True,      # the unit's shortcut
     ):
         super().__init__()
+        within(0, 1, dropout=dropout)
         channels = [3, width, 2 * width, 4 * width, 8 * width]
         blocks = []
         for inputs, outputs in zip(channels, channels[1:]):

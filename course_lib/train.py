@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ from torch.distributed.nn.functional import all_reduce
 from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MetricCollection, SumMetric
 from torchmetrics import classification as metrics
-from .core import Bundle, CourseError, Registry, formats, models, progress, save_bundle, versions
+from .core import Bundle, CourseError, Registry, formats, models, progress, save_bundle, versions, within
 from .data import MULTI, SINGLE, Batches, Pictures, Splits, flip, load, pixels, shift, to_float
 from .shallow import fast_type, measured, temperature
 
@@ -278,9 +279,7 @@ class Recipe:
         limits = dict(epochs=(1, 1e9), batch_size=(1, 1e9), accumulate=(1, self.batch_size), learning_rate=(0, 1e6),
                       weight_decay=(0, 1e6), momentum=(0, 1), warmup=(0, self.epochs), plateau_patience=(0, 1e9),
                       label_smoothing=(0, 1), progressive=(0.1, 1), clip=(0, 1e9), ema=(0, 1), early_stopping_patience=(0, 1e9), seed=(0, 2**62))
-        for name, (low, high) in limits.items():
-            if low <= getattr(self, name) <= high: continue
-            raise CourseError(f"{name}={getattr(self, name)}: use a number from {low} to {high:g}")
+        for name, (low, high) in limits.items(): within(low, high, **{name: getattr(self, name)})
         for name, allowed in dict(keep=("last", "best"), precision=("auto", "fp32", "bf16", "fp16")).items():
             if getattr(self, name) in allowed: continue
             raise CourseError(f"{name}={getattr(self, name)}: use one of {', '.join(allowed)}")
@@ -635,6 +634,7 @@ def fit(
     rank, world = accelerator.process_index, accelerator.num_processes
     task = task or make_task(model, splits, input_size, recipe)
     train, valid = task.loader(splits.train, accelerator.device, True), task.loader(splits.valid, accelerator.device)
+    about = dict(asdict(recipe), data=splits.fingerprint, input_size=input_size, layers=crc32(str(model).encode()))
     if recipe.channels_last: model.to(memory_format=torch.channels_last)
     prepare_layers(model, accelerator.device, world)
     optimizer = optimizers[recipe.optimizer](model, recipe)
@@ -642,7 +642,6 @@ def fit(
     average = averaged(model, recipe.ema) if recipe.ema else None
     history, best = History(task.score), Best(model)
     parts = dict(model=model, optimizer=optimizer, scaler=accelerator.scaler, average=average, history=history, best=best)
-    about = dict(asdict(recipe), data=splits.fingerprint, weights=sum(p.numel() for p in model.parameters()))
     checkpoint = Checkpoint(folder, {name: part for name, part in parts.items() if part is not None}, about)
     if not resume: checkpoint.refuse()
     place = (resume and checkpoint.restore()) or beginning(model, train)
@@ -897,6 +896,7 @@ def network(
     learn=fit,        # trains it: called like `fit`, and may take options of its own
     finish=None,      # finish(trained, splits) sets what else is to be found on the validation split
     trainer=None,     # trainer(name, splits, **options) returns the trained predictor; None: `train_network`
+    unused: tuple = (),  # fields of the recipe that mean nothing to it
     **defaults,       # of the recipe, where this network needs others
 ):
     """A decorator for a function(classes, **arguments) that builds a network: files it in `networks`, and in `models`
@@ -905,7 +905,8 @@ def network(
     def add(build):
         def train(splits, **options): return whole(name, splits, **options)
         splits, *general = [p for p in arguments_of(whole) if p.name not in ("name", "options")]
-        recipe = [p.replace(default=defaults.get(p.name, p.default)) for p in arguments_of(Recipe)]
+        recipe = [p.replace(default=defaults.get(p.name, p.default)) for p in arguments_of(Recipe)
+                  if p.name not in unused]
         known = {p.name for p in general}
         own = [p for p in arguments_of(build)[1:] + own_options(learn) if p.name not in known]
         train.__signature__ = inspect.Signature(
@@ -959,15 +960,15 @@ def train_network(
         raise CourseError(f"this model needs single-label or multi-label data, not {splits.task}: put "
                           "'?view=multi' behind the path of data with boxes to learn which classes are in a picture")
     if len(splits.classes) < 2: raise CourseError("only one class in the data: a classifier needs two or more")
-    if views not in (1, 2, 6): raise CourseError(f"views={views}: use 1, 2 or 6")
     learn, defaults = models[name].learn, models[name].defaults
     take = lambda parameters: {p.name: options.pop(p.name) for p in parameters if p.name in options}
     recipe, how, arguments = Recipe(**{**defaults, **take(arguments_of(Recipe))}), take(own_options(learn)), options
     if with_valid: splits = replace(splits, train=join(splits.train, splits.valid), valid=splits.valid.subset([]))
     torch.manual_seed(recipe.seed)
     model = networks[name](len(splits.classes), **arguments)
+    if views not in (1, 2, 6): raise CourseError(f"views={views}: use 1, 2 or 6")
+    if input_size is not None: within(LEAST, 4096, input_size=input_size)
     size = input_size or int(np.clip(min(splits.train.read(0).shape[:2]), *getattr(model, "sizes", (32, 64))))
-    if size < LEAST: raise CourseError(f"input_size={size}: use {LEAST} or more")
     task = make_task(model, splits, size, recipe)
     history = learn(model, splits, recipe, size, task, folder, resume, device, **how)
     trained = Network(model, splits.classes, size, task.mean, task.std, name, arguments, splits.task, views=views)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from making import vouched
 from torch import nn
 from torchmetrics import MeanMetric, MetricCollection
 
@@ -218,6 +219,9 @@ def test_an_unfinished_run_is_neither_overwritten_nor_mixed_up(splits, tmp_path,
     with pytest.raises(Interrupted): fit(net(), splits, recipe, 32, task, folder)
     with pytest.raises(CourseError, match="--resume"): fit(net(), splits, recipe, 32, folder=folder)
     with pytest.raises(CourseError, match="epochs=3, not 5"): fit(net(), splits, replace(recipe, epochs=5), 32, folder=folder, resume=True)
+    with pytest.raises(CourseError, match="input_size=32, not 24"): fit(net(), splits, recipe, 24, folder=folder, resume=True)
+    thinned = nn.Sequential(net(), nn.Dropout(0.5))  # as many weights
+    with pytest.raises(CourseError, match="layers="): fit(thinned, splits, recipe, 32, folder=folder, resume=True)
     other = replace(splits, train=splits.train.subset(range(80)))
     with pytest.raises(CourseError, match="data="): fit(net(), other, recipe, 32, folder=folder, resume=True)
     (folder / "checkpoint.pt").write_bytes((folder / "checkpoint.pt").read_bytes()[:1000])
@@ -457,9 +461,7 @@ def test_every_network_grows_with_its_size_and_exists_on_meta(name):
                                         (lambda meta: meta.pop("mean"), "does not fit")])
 def test_a_bundle_whose_parts_do_not_fit_is_refused(spoil, says, splits, tmp_path):
     models["cnn"](splits, size="small", epochs=1).save(tmp_path / "b")
-    meta = json.loads((tmp_path / "b" / "model.json").read_text())
-    spoil(meta)
-    (tmp_path / "b" / "model.json").write_text(json.dumps(meta))
+    vouched(tmp_path / "b", spoil)
     with pytest.raises(CourseError, match=says): open_model(tmp_path / "b")
 
 
