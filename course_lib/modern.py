@@ -9,42 +9,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .cnn import of_size
+from .core import within
 from .train import network, optimizers
 
 MUON = dict(optimizer="muon", learning_rate=0.1, momentum=0.6, schedule="linear", weight_decay=0.0)  # see "A modern step"
 
 # %% ../nbs/07_modern.ipynb #8e7da677
 class PreAct(nn.Sequential):
-    "Batch normalisation, ReLU, convolution: [B, in, S, S] to [B, out, S/stride, S/stride]."
+    "Batch normalisation, ReLU, convolution: [B, in, S, S] to [B, out, S, S]."
     def __init__(self,
         inputs: int,      # channels
         outputs: int,     # channels
         side: int = 3,    # of the filter
-        stride: int = 1,
         groups: int = 1,  # of channels that do not see each other
     ):
         super().__init__(nn.BatchNorm2d(inputs), nn.ReLU(),
-                         nn.Conv2d(inputs, outputs, side, stride, side // 2, groups=groups, bias=False))
+                         nn.Conv2d(inputs, outputs, side, padding=side // 2, groups=groups, bias=False))
 
 
 class Identity(nn.Module):
-    """x + f(x) with nothing in the way of x: [B, in, S, S] to [B, out, S/stride, S/stride].
+    """x + f(x) with nothing in the way of x: [B, in, S, S] to [B, out, S, S], or half of S.
 
     Full pre-activation (He et al. 2016b, figure 4e); where the shape changes, x passes a 1 x 1 convolution."""
     def __init__(self,
         inputs: int,               # channels
         outputs: int,              # channels
-        stride: int = 1,
+        halve: bool = False,       # the side, by the maximum over 2 x 2 within f and the mean for x
         separable: bool = False,   # depthwise and pointwise convolutions in place of full ones
         attention: bool = False,   # squeeze-and-excitation of f(x)
     ):
         super().__init__()
         conv = Separable if separable else PreAct
-        self.f = nn.Sequential(conv(inputs, outputs, stride=stride), conv(outputs, outputs))
+        most, mean = ([pool(2, ceil_mode=True)] if halve else [] for pool in (nn.MaxPool2d, nn.AvgPool2d))
+        self.f = nn.Sequential(conv(inputs, outputs), *most, conv(outputs, outputs))
         if attention: self.f.append(Excitation(outputs))
-        same = stride == 1 and inputs == outputs
-        self.x = nn.Identity() if same else nn.Sequential(nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity(),
-                                                          nn.Conv2d(inputs, outputs, 1, bias=False))
+        mix = [] if inputs == outputs else [nn.Conv2d(inputs, outputs, 1, bias=False)]
+        self.x = nn.Sequential(*mean, *mix)
 
     def forward(self, x): return self.x(x) + self.f(x)
 
@@ -96,10 +96,11 @@ def resnet(
     blocks: int = 1,     # residual units in a stage
 ) -> nn.Module:
     "Residual units with identity mappings, in three stages."
+    within(1, 100, blocks=blocks)
     w = of_size(size, WIDTHS)
     layers, inputs = [stem(w)], w
-    for outputs, stride in ((w, 1), (2 * w, 2), (4 * w, 2)):
-        layers += [Identity(inputs, outputs, stride)] + [Identity(outputs, outputs) for _ in range(blocks - 1)]
+    for outputs, halve in ((w, False), (2 * w, True), (4 * w, True)):
+        layers += [Identity(inputs, outputs, halve)] + [Identity(outputs, outputs) for _ in range(blocks - 1)]
         inputs = outputs
     return nn.Sequential(*layers, classifier(inputs, classes))
 
@@ -129,6 +130,7 @@ def densenet(
     layers: int = 4,     # in each of three dense blocks
 ) -> nn.Module:
     "Dense blocks, in which every layer sees all before it, with transitions that halve the picture and the channels."
+    within(1, 100, layers=layers)
     w = of_size(size, WIDTHS)
     growth, parts, inputs = w // 2, [stem(w)], w
     for stage in range(3):
@@ -160,9 +162,8 @@ class Separable(nn.Sequential):
     def __init__(self,
         inputs: int,      # channels
         outputs: int,     # channels
-        stride: int = 1,
     ):
-        super().__init__(PreAct(inputs, inputs, 3, stride, groups=inputs), PreAct(inputs, outputs, 1))
+        super().__init__(PreAct(inputs, inputs, groups=inputs), PreAct(inputs, outputs, 1))
 
 # %% ../nbs/07_modern.ipynb #811deff9
 @network("separable", epochs=30, **MUON)
@@ -172,10 +173,11 @@ def separable(
     blocks: int = 2,     # residual units in a stage
 ) -> nn.Module:
     "Residual units of depthwise-separable convolutions: few weights, few multiplications."
+    within(1, 100, blocks=blocks)
     w = of_size(size, WIDTHS)
     layers, inputs = [stem(w)], w
-    for outputs, stride in ((w, 1), (2 * w, 2), (4 * w, 2)):
-        layers += [Identity(inputs, outputs, stride, separable=True)]
+    for outputs, halve in ((w, False), (2 * w, True), (4 * w, True)):
+        layers += [Identity(inputs, outputs, halve, separable=True)]
         layers += [Identity(outputs, outputs, separable=True) for _ in range(blocks - 1)]
         inputs = outputs
     return nn.Sequential(*layers, classifier(inputs, classes))
@@ -193,17 +195,17 @@ def hybrid_attention(
     Three quarters of the resnet's channels, so that both have about as many weights."""
     w = of_size(size, WIDTHS)
     layers, inputs = [stem(w)], w
-    for outputs, stride in ((w, 1), (2 * w, 2), (4 * w, 2)):
+    for outputs, halve in ((w, False), (2 * w, True), (4 * w, True)):
         outputs = 3 * outputs // 4
         second = Dense(outputs, 2, outputs // 4) if dense else Identity(outputs, outputs, attention=attention)
-        layers += [Identity(inputs, outputs, stride, attention=attention), second]
+        layers += [Identity(inputs, outputs, halve, attention=attention), second]
         inputs = outputs + (2 * (outputs // 4) if dense else 0)
     return nn.Sequential(*layers, classifier(inputs, classes))
 
 # %% ../nbs/07_modern.ipynb #8dbcba55
 def orthogonal(
     matrix: Tensor,   # [m, n]
-    times: int = 3,   # more come nearer
+    times: int = 3,   # more reach shorter directions, too; none comes nearer to 1 than about 0.7 to 1.2
 ) -> Tensor:
     "A matrix with the same singular vectors and singular values near one (Newton-Schulz; Jordan et al. 2024)."
     x = matrix.to(torch.bfloat16 if matrix.numel() > 2**14 else matrix.dtype)
