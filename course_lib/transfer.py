@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 from torchvision import models as zoo
-from .core import CourseError, Registry, build_once, checksum, home, progress
+from .core import CourseError, Registry, build_once, checksum, home, progress, within
 from .data import Pictures, Splits, pixels, to_float
 from .train import (History, Recipe, fit, keep_memory, make_accelerator, make_task, network, share, views_of)
 
@@ -160,6 +160,7 @@ class Backbone(nn.Module):
         whole: bool = False,  # keep its head: what comes out are its own logits, not embeddings
     ):
         super().__init__()
+        within(1, 4096, enlarge=enlarge)
         weights, net = published(name)[0], build(name)
         self.name, self.net, self.whole, self.size = name, net, whole, weights.size
         self.width = last_linear(net)[1].out_features if whole else take_head(net).in_features
@@ -389,6 +390,7 @@ def learn_transfer(
 ) -> History:
     "Train the head, then as much of the backbone as the strategy says. CourseError if the weights cannot be got."
     if weights not in ("published", "none"): raise CourseError(f"weights={weights}: use published or none")
+    within(0, 1, stage_decay=stage_decay)
     groups = [] if strategy == "frozen" else stages(model.backbone)
     plan = phases(strategy, len(groups), recipe.epochs)
     if weights == "published": model.backbone.load()
