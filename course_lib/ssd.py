@@ -21,7 +21,7 @@ from torchvision.models import feature_extraction
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.transforms import v2
 from .boxes import anchors, check_boxes, encode, linear_scales, match, pad_targets, per_cell
-from .core import CourseError, Registry
+from .core import CourseError, Registry, within
 from .data import Pictures
 from .train import generator
 from .transfer import RAW, build, pretrained, published
@@ -290,6 +290,11 @@ class SSD(nn.Module):
         largest: float = 0.9,            # of the last map's
     ):
         super().__init__()
+        within(32, 4096, input_size=size)
+        within(8, 8192, width=width)
+        within(0, 8192, pyramid=pyramid)
+        within(0.001, 1, smallest=smallest)
+        within(smallest, 1, largest=largest)
         self.size = size
         self.maps = Maps(backbone, size, head, pyramid, finest, width)
         count = len(self.maps.widths)
