@@ -21,8 +21,9 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
-from .boxes import cxcywh_to_xyxy, decode, iou, nms
-from .core import Bundle, CourseError, build_once, evaluators, formats, home, models, progress
+from torchvision.ops import box_area
+from .boxes import cxcywh_to_xyxy, decode, intersection_and_union, iou, nms
+from .core import Bundle, CourseError, build_once, evaluators, formats, home, models, progress, within
 from .data import DETECTION, Order, Pictures, Splits, pixels, resize
 from .ssd import SSD, multibox_loss, view
 from .train import (History, Recipe, arguments_of, augmentations, best_precision, fit, join, keep_memory, load_weights,
@@ -135,8 +136,8 @@ ROOM = 2**30  # bytes for augmented views that are kept
 class Scenes(Order):
     """Batches as a detector takes them: images float32 [B, 3, S, S], 0..1, on the device, and a target for each picture.
 
-    Augmented views cost as much as a step of training. So every third epoch makes new ones, and the others take them in turn,
-    mirrored or not; or every epoch makes its own, if there is no room to keep 8 views of each picture."""
+    Augmented views cost as much as a step of training. So the first third of the epochs, or 8, make new ones, and the others take
+    them in turn, mirrored or not; or every epoch makes its own, if there is no room to keep 8 views of each picture."""
     def __init__(self,
         pictures: Pictures,
         task: "Detection",
@@ -318,6 +319,7 @@ def sort_detections(
     boxes, labels = (torch.as_tensor(target[name]) for name in ("boxes", "labels"))
     difficult = torch.as_tensor(target.get("difficult", torch.zeros(len(labels)))).bool()
     overlap = iou(found["boxes"], boxes)                                              # [M, N]
+    inside = intersection_and_union(found["boxes"], boxes)[0] / box_area(found["boxes"])[:, None].clamp(min=1e-9)   # [M, N]
     kinds, taken, meant = [""] * len(overlap), torch.zeros_like(difficult), torch.zeros_like(difficult)
     for m in found["scores"].argsort(descending=True, stable=True).tolist():
         same, close = labels == found["labels"][m], overlap[m] >= enough              # [N]
@@ -325,7 +327,7 @@ def sort_detections(
         if free.any():
             taken[overlap[m].where(free, -1).argmax()] = True
             kinds[m] = "right"
-        elif (close & difficult).any(): continue
+        elif (same & difficult & (inside[m] >= enough)).any(): continue               # as COCO's crowds
         elif (same & close).any(): kinds[m] = "duplicate"
         elif close.any(): kinds[m] = "class"
         elif (same & (overlap[m] >= near)).any(): kinds[m] = "location"
@@ -365,6 +367,7 @@ def learn_detector(
 ) -> History:
     "Load the backbone's weights, keep some, let the others learn more slowly than the head. CourseError if they cannot be got."
     if weights not in ("published", "none"): raise CourseError(f"weights={weights}: use published or none")
+    within(0, 10, backbone_rate=backbone_rate)
     groups = stages(model.maps.features)
     if not 0 <= frozen <= len(groups): raise CourseError(f"frozen={frozen}: the backbone has {len(groups)} stages")
     if weights == "published":
@@ -398,7 +401,8 @@ def train_detector(
     model = networks[name](len(splits.classes), **arguments)
     history = learn(model, splits, recipe, input_size, None, folder, resume, device, **how)
     trained = Detector(model, splits.classes, input_size, name, arguments)
-    trained.about = dict(history=history.rows, trained_on=len(splits.train), valid_map_50=max(history.scores, default=None),
+    score = (max(history.scores) if recipe.keep == "best" else history.scores[-1]) if history.scores else None
+    trained.about = dict(history=history.rows, trained_on=len(splits.train), valid_map_50=score,
                          weights=sum(p.numel() for p in model.parameters()))
     if len(splits.valid):
         found = [one for i in range(len(splits.valid)) for one in trained.detect([splits.valid.read(i)])]
@@ -407,7 +411,7 @@ def train_detector(
 
 
 @network("ssd", learn_detector, trainer=train_detector, epochs=60, batch_size=8, learning_rate=0.001, weight_decay=0.01,
-         augment="ssd", clip=10.0)
+         augment="ssd", clip=10.0, unused=("label_smoothing", "progressive"))
 def ssd(
     classes: int,                    # K, without the background
     input_size: int = 320,
@@ -550,8 +554,10 @@ def scores_of(
     "map, map_50 and map_75, and the same for each class with the number of its objects."
     each = precision.mean(1)                                                          # [10, K]
     there = each[0] >= 0                                                              # [K]
+    if not there.any(): raise CourseError("nothing to find: these pictures show no objects, or all are marked as difficult")
     count = np.bincount(np.concatenate([t["labels"] for t in pictures.targets]), minlength=len(pictures.classes) + 1)[1:]
-    own = {name: dict(map=each[:, k].mean().item(), map_50=each[0, k].item(), map_75=each[5, k].item(), objects=int(count[k]))
+    score = lambda k, *at: each[list(at) or slice(None), k].mean().item() if there[k] else None  # None: nothing to find
+    own = {name: dict(map=score(k), map_50=score(k, 0), map_75=score(k, 5), objects=int(count[k]))
            for k, name in enumerate(pictures.classes)}
     over = dict(map=each[:, there], map_50=each[0, there], map_75=each[5, there])
     return {name: values.mean().item() for name, values in over.items()} | dict(per_class=own)

@@ -22,7 +22,7 @@ from course_lib.boxes import anchors, xyxy_to_cxcywh
 from course_lib.core import CourseError, models, open_model
 from course_lib.data import DETECTION, Pictures, check, load, write_splits
 from course_lib.detection import (AveragePrecision, Coco, Detection, ap50, as_truth, best_threshold, detections,
-                                  diagnose, draw, evaluate_detector, learn_by_heart, sort_detections, squared)
+                                  diagnose, draw, evaluate_detector, learn_by_heart, scores_of, sort_detections, squared)
 from course_lib.train import Recipe
 
 TINY = dict(weights="none", input_size=64, epochs=2, batch_size=8, width=32, head="lite", augment="near")
@@ -221,6 +221,22 @@ def test_difficult_objects_are_no_errors():
     target = dict(TRUTH, difficult=torch.tensor([True, False, False]))
     kinds, missed = sort_detections(dict(boxes=tensor([0, 0, 10, 10]), labels=ints(1), scores=tensor(0.9)), target)
     assert kinds == [""] and missed.tolist() == [False, True, True]
+
+
+def test_a_detection_inside_a_difficult_object_is_no_error_but_one_of_another_class_is():
+    target = dict(boxes=tensor([0, 0, 100, 100]), labels=ints(1), difficult=torch.tensor([True]))
+    inside = dict(boxes=tensor([10, 10, 30, 30], [10, 10, 30, 30], [80, 80, 180, 180]), labels=ints(1, 2, 1), scores=tensor(0.9, 0.8, 0.7))
+    assert sort_detections(inside, target)[0] == ["", "background", "background"]
+
+
+def test_where_nothing_counts_there_is_no_score():
+    hidden = [dict(boxes=np.array([[0.0, 0, 9, 9]]), labels=np.array([k]), difficult=np.array([k == 2])) for k in (1, 2)]
+    pictures = Pictures(["a", "b"], hidden, ["seen", "hidden"], DETECTION, None, "key")
+    precision = torch.full((10, 101, 2), -1.0)
+    with pytest.raises(CourseError, match="nothing to find"): scores_of(precision, pictures)
+    precision[:, :, 0] = 0.5
+    scores = scores_of(precision, pictures)
+    assert scores["map"] == 0.5 and scores["per_class"]["hidden"] == dict(map=None, map_50=None, map_75=None, objects=1)
 
 
 def test_the_threshold_has_the_best_f1():
