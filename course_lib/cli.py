@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['PATHS', 'SPEC', 'argument_comments', 'add_options', 'option_type', 'data_list', 'data_check', 'data_render', 'train',
-           'tell', 'train_list', 'weights_of', 'evaluate_bundle', 'score_table', 'predict', 'pictures_at',
-           'predict_batch', 'predict_boxes', 'drawn_file', 'save_picture', 'likely', 'as_line', 'notebooks_run',
-           'Parser', 'make_parser', 'main']
+           'tell', 'train_list', 'untrained', 'evaluate_bundle', 'score_table', 'predict', 'pictures_at',
+           'spare_originals', 'predict_batch', 'predict_boxes', 'drawn_file', 'save_picture', 'likely', 'as_line',
+           'notebooks_run', 'Parser', 'make_parser', 'natural', 'named_model', 'main']
 
 # %% ../nbs/91_cli.ipynb #978519c2
 import argparse
@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import CourseError, evaluators, home, models, open_model, progress, sources, writable_bundle
+from .core import (CourseError, evaluators, home, models, open_bundle, open_model, progress, sources, within,
+                             writable_bundle)
 
 # %% ../nbs/91_cli.ipynb #557b1ae3
 def argument_comments(
@@ -73,7 +74,8 @@ def data_check(args) -> int:
     from course_lib.data import check, fix
     diagnosis = check(args.data, seed=args.seed)
     print(json.dumps(diagnosis.as_dict(), indent=2) if args.json else diagnosis.table(args.most))
-    if args.fix:
+    if args.fix is not None:
+        if not args.fix: raise CourseError("--fix needs the name of a new folder")
         left = check(fix(args.data, args.fix))
         print(f"wrote {args.fix}: {len(left.errors)} errors left", file=sys.stderr)
     return 1 if diagnosis.errors else 0
@@ -105,7 +107,7 @@ def train(args) -> int:
     metrics = dict(train_seconds=seconds, **{k: v for k, v in predictor.about.items() if k.startswith("valid_")})
     predictor.save(out, architecture=args.model, arguments=options, seed=args.seed, metrics=metrics,
                    data=dict(spec=args.data, fingerprint=splits.fingerprint))
-    print(f"trained {args.model} in {seconds:.1f} s; saved in {out}")
+    print(f"trained {args.model} in {seconds:.1f} s; saved in {args.out}")
     return 0
 
 
@@ -125,30 +127,35 @@ def train_list() -> int:
     for name in sorted(models):
         given = inspect.signature(models[name]).parameters.get("input_size")
         size = given and given.default
-        text = inspect.getdoc(models[name]).split("\n")[0]
-        print(f"{name:<18} {f'{size} px' if size else '32 to 64 px' if given else 'any size':<12} {weights_of(name):<18} {text}")
+        text, net = inspect.getdoc(models[name]).split("\n")[0], untrained(name)
+        low, high = getattr(net, "sizes", (32, 64))
+        weights = f"{sum(p.numel() for p in net.parameters()):,} weights" if net else ""
+        print(f"{name:<18} {f'{size} px' if size else f'{low} to {high} px' if given else 'any size':<13} {weights:<18} {text}")
     return 0
 
 
-def weights_of(
+def untrained(
     name: str,  # in `models`
-) -> str:
-    "How many weights a network has with its own arguments and 10 classes; nothing for other models."
+):
+    "A network with its own arguments and 10 classes: shapes without numbers. None for other models."
     import torch
     from course_lib.train import networks
-    if name not in networks: return ""
-    with torch.device("meta"): return f"{sum(p.numel() for p in networks[name](10).parameters()):,} weights"
+    if name not in networks: return None
+    with torch.device("meta"): return networks[name](10)
 
 # %% ../nbs/91_cli.ipynb #287e39b8
 def evaluate_bundle(args) -> int:
     "Measure a bundle on a split."
     from course_lib.data import load
-    predictor, splits = open_model(args.bundle), load(args.data, seed=args.seed)
+    predictor, meta = open_model(args.bundle), open_bundle(args.bundle).meta
+    splits = load(args.data, seed=meta.get("seed", 0) if args.seed is None else args.seed)
     if predictor.task != splits.task:
         raise CourseError(f"the bundle is for {predictor.task} data, this data is {splits.task}")
     if missing := set(splits.classes) ^ set(predictor.classes):
-        raise CourseError(f"the bundle knows {', '.join(predictor.classes)}; the data has {', '.join(splits.classes)}: "
-                          f"{', '.join(sorted(missing))} is not in both")
+        raise CourseError(f"the bundle knows {', '.join(predictor.classes)}; the data has {', '.join(splits.classes)}; not in "
+                          f"both: {', '.join(sorted(missing))}")
+    if splits.fingerprint != meta.get("data", {}).get("fingerprint", splits.fingerprint):
+        print("note: not the splits that the model was trained with; it may have learnt from some of these pictures", file=sys.stderr)
     result = evaluators[splits.task](predictor, splits[args.split])
     if args.json: print(json.dumps(dict(data=args.data, split=args.split, **result), indent=2))
     else: print(score_table(result))
@@ -159,7 +166,7 @@ def score_table(
     result: dict,  # what an evaluator returned
 ) -> str:
     "The scores as a table, a row per class, and those of all classes together below."
-    cells = lambda row: "".join(f"{v:>11.3f}" if isinstance(v, float) else f"{v:>11}" for v in row)
+    cells = lambda row: "".join(f"{v:>11.3f}" if isinstance(v, float) else f"{'-' if v is None else v:>11}" for v in row)
     classes, speed = result["per_class"], f"{result['pictures_per_second']:.0f} pictures/s"
     width = max(map(len, ["class", *classes]))
     rows = [f"{'class':<{width}}{cells(next(iter(classes.values())))}"]
@@ -176,12 +183,15 @@ def predict(args) -> int:
     predictor = open_model(args.bundle)
     boxes = hasattr(predictor, "detect")
     if args.draw and not boxes: raise CourseError("--draw is for detectors: this bundle says what is on a picture, not where")
+    if args.top_k is not None: within(1, 1e9, top_k=args.top_k)
+    if args.threshold is not None: within(0, 1, threshold=args.threshold)
     read, names = pictures_at(args.pictures)
-    if args.draw and Path(args.draw).suffix and len(names) > 1: raise CourseError(f"--draw {args.draw}: several pictures need a folder")
+    drawn = {name: drawn_file(args.draw, name, Path(args.pictures).expanduser()) for name in names} if args.draw else {}
+    spare_originals(args.pictures, names, [*drawn.values(), *([Path(args.out)] if args.out else [])])
     results, started, size = [], time.perf_counter(), 8 if boxes else 64
     for start in progress(range(0, len(names), size), "predicting", unit="batches"):
         some = names[start:start + size]
-        results += (predict_boxes(predictor, read, some, args.top_k, args.threshold, args.draw) if boxes else
+        results += (predict_boxes(predictor, read, some, args.top_k, args.threshold, drawn) if boxes else
                     predict_batch(predictor, read, some, args.top_k, args.threshold))
     seconds = time.perf_counter() - started
     if args.out: Path(args.out).write_text(json.dumps(results, indent=2), encoding="utf-8")
@@ -195,12 +205,28 @@ def pictures_at(
 ) -> tuple[Callable[[str], bytes], list[str]]:
     "A function that reads a picture's file, and the names it takes. CourseError if there is none."
     from course_lib.data import Files
-    path = Path(path).expanduser()
+    if not path: raise CourseError("predict what? give the path of a picture, a folder or a zip")
+    try: path = Path(path).expanduser()
+    except RuntimeError as why: raise CourseError(f"'{path}': {why}") from None
     if not path.exists(): raise CourseError(f"no picture, folder or zip '{path}': check the path")
     if path.is_file() and path.suffix.lower() != ".zip": return (lambda name: path.read_bytes()), [str(path)]
     files = Files(path)
     if not files.pictures: raise CourseError(f"'{path}' holds no pictures (jpg, png, bmp, tiff or webp)")
     return files.read, files.pictures
+
+
+def spare_originals(
+    path: str,            # what is read: a picture, a folder or a zip
+    names: list[str],     # of the pictures
+    targets: list[Path],  # what is going to be written
+) -> None:
+    "CourseError if something would be written over a picture or a zip that is read, or cannot be written; makes the folders."
+    root = Path(path).expanduser()
+    read = {root.resolve(), *((root / name).resolve() for name in names)}
+    for target in targets:
+        if target.resolve() in read: raise CourseError(f"'{target}' is one of the originals: choose another place to write to")
+        if target.is_dir(): raise CourseError(f"'{target}' is a folder: choose a name for a file")
+        target.parent.mkdir(parents=True, exist_ok=True)
 
 
 def predict_batch(
@@ -233,7 +259,7 @@ def predict_boxes(
     names: list[str],
     top_k: int | None = None,         # at most so many detections per picture; None: all
     threshold: float | None = None,   # only detections of this probability or more, 0..1; None: the detector's own
-    out: str | None = None,           # a folder for drawn pictures, or with one picture a file
+    drawn: dict[str, Path] = {},      # where to write a picture with what was found on it, by name
 ) -> list[dict]:
     "For each picture its file, its size and its detections, boxes x1 y1 x2 y2 in its pixels; or why it cannot be read."
     from course_lib.data import decode
@@ -244,7 +270,7 @@ def predict_boxes(
         except OSError as why: return dict(file=name, error=str(why))
         found = above(predictor.detect([picture])[0], predictor.threshold if threshold is None else threshold)
         found = {key: value[:top_k] for key, value in found.items()}
-        if out: save_picture(draw(picture, found, predictor.classes), drawn_file(out, name))
+        if name in drawn: save_picture(draw(picture, found, predictor.classes), drawn[name])
         parts = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist())
         things = [dict(label=predictor.classes[label - 1], score=round(score, 4), box=[round(v, 1) for v in box])
                   for label, score, box in parts]
@@ -253,11 +279,12 @@ def predict_boxes(
 
 
 def drawn_file(
-    out: str,   # a folder, or the name of a picture
-    name: str,  # of the picture in its folder or zip
+    out: str,    # a folder, or for a single picture perhaps its new name
+    name: str,   # of the picture in its folder or zip
+    path: Path,  # what was given to read: a picture, a folder or a zip
 ) -> Path:
     "Where a drawn picture goes: as a JPEG, under its own name."
-    if Path(out).suffix.lower() in (".jpg", ".jpeg", ".png"): return Path(out)
+    if str(path) == name and Path(out).suffix.lower() in (".jpg", ".jpeg", ".png"): return Path(out)
     inside = Path(name).name if Path(name).is_absolute() or ".." in Path(name).parts else Path(name)
     return Path(out) / (inside if Path(name).suffix.lower() in (".jpg", ".jpeg") else f"{inside}.jpg")
 
@@ -300,6 +327,7 @@ def notebooks_run(args) -> int:
     "Run the course's notebooks; 1 if one fails."
     from course_lib.notebooks import leaderboard, run
     only = args.only.split(",") if args.only else None
+    if args.jobs is not None: within(1, 1000, jobs=args.jobs)
     runs = run(profile=args.profile, only=only, jobs=args.jobs)
     print("\n" + leaderboard({done.name: done.report for done in runs}))
     return 1 if any(done.error for done in runs) else 0
@@ -344,8 +372,14 @@ PATHS = "class folders (with or without train/ valid/ test/), a VOC layout, a CO
 SPEC = f"{PATHS}; or a name from `course data list`"
 
 
-def _add_seed(parser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="of splits and training (default: 0)")
+def natural(text: str) -> int:
+    "A whole number from 0, as an option's type; ValueError for others."
+    if (number := int(text)) < 0: raise ValueError
+    return number
+
+
+def _add_seed(parser, default: int | None = 0, text: str = "0") -> None:
+    parser.add_argument("--seed", type=natural, default=default, help=f"of splits and training (default: {text})")
 
 
 def _add_data(commands) -> None:
@@ -367,8 +401,22 @@ def _add_data(commands) -> None:
     _add_seed(action)
 
 
+def named_model(
+    words: list[str],  # behind `course train`
+) -> str | None:
+    "The model they name, before or behind the general options; its own options stand behind its name."
+    finder = Parser("course train", add_help=False)
+    _general_options(finder)
+    return finder.parse_known_args(words)[0].model
+
+
 def _add_train(commands, model: str | None) -> None:
     action = _add(commands, "train", train, "train a model on your pictures")
+    _general_options(action)
+    if model: add_options(action.add_argument_group(f"options of {model}"), models[model])
+
+
+def _general_options(action) -> None:
     text = "a name from `course train --list`; `course train MODEL --help` shows its options"
     action.add_argument("model", metavar="MODEL", nargs="?", help=text)
     action.add_argument("--list", action="store_true", help="list the models and stop")
@@ -376,7 +424,6 @@ def _add_train(commands, model: str | None) -> None:
     text = "the bundle to write: a new folder, or a bundle to replace (default: model)"
     action.add_argument("--out", metavar="DIR", default="model", help=text)
     _add_seed(action)
-    if model: add_options(action.add_argument_group(f"options of {model}"), models[model])
 
 
 def _add_use(commands) -> None:
@@ -385,7 +432,7 @@ def _add_use(commands) -> None:
     action.add_argument("--data", metavar="SPEC", required=True, help=SPEC)
     action.add_argument("--split", default="test", help="train, valid or test (default: test)")
     action.add_argument("--json", action="store_true", help="print the scores as json")
-    _add_seed(action)
+    _add_seed(action, None, "the one of the training")
     action = _add(commands, "predict", predict, "say what is on pictures")
     action.add_argument("bundle", metavar="BUNDLE", help="a folder written by `course train`")
     action.add_argument("pictures", metavar="IMAGE_OR_DIR", help="a picture, a folder or a zip")
@@ -405,7 +452,7 @@ def main(
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     try:
         if argv[:1] == ["train"] and "--list" in argv: return train_list()
-        named = argv[1] if argv[:1] == ["train"] and len(argv) > 1 and not argv[1].startswith("-") else None
+        named = named_model(argv[1:]) if argv[:1] == ["train"] else None
         args = make_parser(named).parse_args(argv)
         if "model" in args and not args.model: raise CourseError("train what? `course train --list` shows the models")
         return args.command(args)

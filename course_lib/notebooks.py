@@ -4,7 +4,7 @@
 __all__ = ['LIMIT', 'SCORES', 'read', 'write', 'source', 'code_cells', 'checkout', 'chapters', 'parameters', 'overrides',
            'finished', 'failure', 'environment', 'execute', 'end', 'Run', 'reported', 'score', 'collect', 'run',
            'require_cuda', 'band', 'outside', 'measure', 'rows', 'leaderboard', 'as_table', 'leaderboard_figure',
-           'records', 'imports', 'uses', 'fingerprint', 'stale', 'blemishes', 'refresh', 'student']
+           'records', 'imports', 'uses', 'fingerprint', 'records_in', 'stale', 'blemishes', 'refresh', 'student']
 
 # %% ../nbs/90_notebooks.ipynb #b55e1986
 import ast
@@ -410,7 +410,7 @@ def records(
         for line in dict.fromkeys(map(command, runs)):
             own = [run for run in runs if command(run) == line]
             scores, slowest = [run[f"test_{key}"] for run in own], max(run["train_seconds"] for run in own)
-            table.append((runs[0]["data"], name, f"{mean(scores):.1%} ± {stdev(scores) if own[1:] else 0:.1%}", str(len(own)),
+            table.append((runs[0]["data"], name, f"{mean(scores):.1%}" + (f" ± {stdev(scores):.1%}" if own[1:] else ""), str(len(own)),
                           f"{slowest / 60:.1f}", line))
     return as_table(table)
 
@@ -450,9 +450,9 @@ def _text(module):
 def fingerprint(
     nb: dict,  # a notebook
 ) -> str:
-    "The sha256 of its code and of all course modules behind it; comments on lines of their own do not count."
+    "The sha256 of its code, the records it reads and all course modules behind it; comments on lines of their own do not count."
     code = "\n".join(source(cell) for cell in code_cells(nb))
-    texts, waiting = {"": code}, uses(code)
+    texts, waiting = {"": code, **records_in(code)}, uses(code)
     while waiting:
         name = waiting.pop()
         texts[name] = _text(name)
@@ -460,6 +460,15 @@ def fingerprint(
     lines = [line.rstrip() for name in sorted(texts) for line in texts[name].splitlines()]
     kept = [line for line in lines if line and not line.lstrip().startswith("#")]
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()
+
+
+def records_in(
+    code: str,  # Python source of a notebook
+) -> dict[str, str]:
+    "The files of recorded results that it names, 'results/NAME.json', and their texts; in an f-string any name fits a part in braces."
+    named = re.findall(r"results/[\w{}.-]+?\.json", code)
+    paths = {path for name in named for path in (checkout() / "nbs").glob(re.sub(r"{\w+}", "*", name))}
+    return {path.name: path.read_text(encoding="utf-8") for path in paths}
 
 
 def stale(

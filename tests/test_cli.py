@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from making import vouched
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -85,6 +86,11 @@ def test_threshold_hides_the_unlikely(digits, bundle, tmp_path):
     (["train", "svm", "--data", "stretes"], "did you mean 'streets'"),
     (["train", "svm", "--input-size", "big"], "invalid int value"),
     (["train", "svm", "--colour", "red"], "unrecognized"),
+    (["train", "svm", "--seed", "-1"], "--seed"),
+    (["train", "--data", "no/such", "svm"], "check the path"),
+    (["train", "ssd", "--label-smoothing", "0.1"], "unrecognized"),
+    (["predict", "no-bundle", ""], "course train"),
+    (["notebooks", "run", "--jobs", "-1"], "jobs=-1"),
     (["evaluate", "no-bundle", "--data", "streets"], "course train"),
     (["predict", "no-bundle", "x.jpg"], "course train"),
     (["data", "check", "no/such"], "check the path"),
@@ -98,17 +104,74 @@ def test_mistakes_end_in_one_line(words, says, capsys, tmp_path, monkeypatch):
     assert says in one_line(capsys, *words)
 
 
-def test_refuses_to_overwrite_what_is_not_a_bundle(digits, tmp_path, capsys):
+@pytest.mark.parametrize("words, says", [
+    (["cnn", "--dropout", "2"], "dropout=2.0: use a number from 0 to 1"),
+    (["resnet", "--blocks", "-1"], "blocks=-1"),
+    (["densenet", "--layers", "0"], "layers=0"),
+    (["cnn", "--input-size", "0"], "input_size=0"),
+    (["transfer", "--enlarge", "-5", "--weights", "none"], "enlarge=-5"),
+    (["transfer", "--stage-decay", "-1", "--weights", "none"], "stage_decay=-1"),
+])
+def test_numbers_that_make_no_sense_are_refused_before_training(words, says, tmp_path, capsys):
+    assert main(["train", *words, "--out", str(tmp_path / "b")]) == 2
+    assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("others, says", [({}, "not a bundle"), ({"model.json": '{"format": "layers-model"}'}, "not a bundle"),
+                                          ({"model.json": '{"bundle": 1, "files": {"pipeline.skops": ""}}'}, "other files in it")])
+def test_nothing_but_a_bundle_is_replaced(others, says, digits, tmp_path, capsys):
+    for name, text in others.items(): (tmp_path / name).write_text(text)
     (tmp_path / "thesis.txt").write_text("three years of work")
-    assert "not a bundle" in one_line(capsys, "train", "svm", "--data", digits, "--out", tmp_path)
+    assert says in one_line(capsys, "train", "svm", "--data", digits, "--out", tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "three years of work"
+
+
+def test_a_bundle_can_be_written_here_and_behind_a_link_and_again(digits, tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here", target_is_directory=True)
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", str(tmp_path / "link"), str(tmp_path / "link")):
+        assert main(["train", "forest", "--trees", "3", "--data", str(digits), "--out", out]) == 0
+        assert open_bundle(tmp_path / "here").meta["architecture"] == "forest" and (tmp_path / "link").is_symlink()
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert "nothing can be written" in one_line(capsys, "train", "svm", "--data", digits, "--out", tmp_path / "file" / "b")
+
+
+def test_predictions_never_replace_pictures(digits, bundle, tmp_path, capsys):
+    picture = tmp_path / "1.png"
+    shutil.copy(digits / "ziffer 1 ü" / "1.png", picture)
+    before = picture.read_bytes()
+    for source in (picture, tmp_path): assert "originals" in one_line(capsys, "predict", bundle, source, "--out", picture)
+    assert picture.read_bytes() == before
+    assert main(["predict", str(bundle), str(picture), "--out", str(tmp_path / "new" / "p.json")]) == 0
+    assert json.loads((tmp_path / "new" / "p.json").read_text(encoding="utf-8"))[0]["predictions"]
+
+
+@pytest.mark.parametrize("words, says", [(["--top-k", "0"], "top_k=0"), (["--threshold", "2"], "threshold=2.0"),
+                                         (["--threshold", "nan"], "threshold=nan")])
+def test_predict_takes_numbers_that_make_sense(words, says, digits, bundle, capsys):
+    assert says in one_line(capsys, "predict", bundle, digits, *words)
+
+
+def test_evaluate_looks_at_the_test_split_of_the_training(digits, tmp_path, capsys):
+    assert main(["train", "forest", "--trees", "3", "--data", str(digits), "--seed", "1", "--out", str(tmp_path / "m")]) == 0
+    found = {}
+    for words in ([], ["--seed", "1"], ["--seed", "2"]):
+        capsys.readouterr()
+        assert main(["evaluate", str(tmp_path / "m"), "--data", str(digits), "--json", *words]) == 0
+        out, err = capsys.readouterr()
+        assert ("may have learnt" in err) == (words == ["--seed", "2"])
+        found[tuple(words)] = json.loads(out)["per_class"]
+    assert found[()] == found["--seed", "1"] != found["--seed", "2"]
 
 
 def test_other_classes_are_refused(bundle, tmp_path, capsys):
     for name, colour in (("a", "red"), ("b", "blue")):
         (tmp_path / name).mkdir()
         for i in range(5): Image.new("RGB", (8, 8 + i), colour).save(tmp_path / name / f"{i}.png")
-    assert "is not in both" in one_line(capsys, "evaluate", bundle, "--data", tmp_path).replace("are not", "is not")
+    assert "not in both: a, b, ziffer 0" in one_line(capsys, "evaluate", bundle, "--data", tmp_path)
 
 
 @pytest.mark.parametrize("damage, says", [
@@ -118,7 +181,11 @@ def test_other_classes_are_refused(bundle, tmp_path, capsys):
     (lambda b: weights(b).unlink(), "is missing"),
     (lambda b: weights(b).write_bytes(weights(b).read_bytes()[:-9]), "truncated or was altered"),
     (lambda b: (b / "model.json").write_text((b / "model.json").read_text().replace('"bundle": 1', '"bundle": 9')), "version 9"),
-    (lambda b: (b / "model.json").write_text((b / "model.json").read_text().replace('"skops"', '"pickle"')), "pickle"),
+    (lambda b: (b / "model.json").write_text((b / "model.json").read_text().replace("ziffer 1", "ziffer 7")), "model.json was altered"),
+    (lambda b: (b / "model.json").write_text("[" * 100_000), "damaged"),
+    (lambda b: vouched(b, lambda meta: meta.update(format="pickle")), "pickle"),
+    (lambda b: vouched(b, lambda meta: meta.update(format=["skops"])), "no model can be made of it"),
+    (lambda b: (weights(b).write_bytes(b""), vouched(b, lambda meta: meta)), "cannot be read"),
 ])
 def test_a_damaged_bundle_is_refused_with_the_reason(bundle, tmp_path, capsys, damage, says):
     copy = shutil.copytree(bundle, tmp_path / "copy")
