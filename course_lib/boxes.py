@@ -36,7 +36,7 @@ def intersection_and_union(
     union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1)                    # what is in both counts twice
     return inter, union.sub_(inter)
 
-
+# %% ../nbs/13_boxes.ipynb #d3b72bea
 def iou(
     a: Tensor,  # boxes [..., N, 4], x1 y1 x2 y2 in any unit
     b: Tensor,  # boxes [..., M, 4], in the same unit
@@ -89,7 +89,7 @@ def per_cell(
     "How many anchors a cell of each map has: two squares, and two for each ratio."
     return [2 + 2 * len(own) for own in ratios]
 
-
+# %% ../nbs/13_boxes.ipynb #145d02fc
 def shapes(
     scale: float,             # of this map
     following: float,         # of the next
@@ -100,7 +100,7 @@ def shapes(
     pairs = [(scale * math.sqrt(ratio), scale / math.sqrt(ratio)) for ratio in ratios]
     return torch.tensor([(scale, scale), (extra, extra)] + [side for w, h in pairs for side in ((w, h), (h, w))])
 
-
+# %% ../nbs/13_boxes.ipynb #117d30d2
 def anchors(
     maps: Sequence[tuple[int, int]],             # rows and columns of each feature map
     scales: Sequence[float],                     # one for each map and one more, as from `linear_scales`
@@ -132,7 +132,7 @@ def pad_targets(
     fill = lambda name, dtype: pad_sequence([torch.as_tensor(t[name], dtype=dtype) for t in targets], batch_first=True)
     return fill("boxes", torch.float32), fill("labels", torch.int64)
 
-
+# %% ../nbs/13_boxes.ipynb #fb6e9acb
 def bipartite(
     quality: Tensor,  # IoU of objects and anchors [B, N, A], 0 for those that must not be joined; it is changed
 ) -> Tensor:          # [B, N], the number of each object's own anchor; -1: none is left that it touches
@@ -155,7 +155,7 @@ def bipartite(
         quality[b, n] = rows = rows.masked_fill(stronger, 0)
         best[b, n], choice[b, n] = rows.max(-1)
 
-
+# %% ../nbs/13_boxes.ipynb #3133ec42
 @torch.no_grad()
 def match(
     anchors: Tensor,          # [A, 4], x1 y1 x2 y2, each with an area
@@ -199,7 +199,7 @@ def encode(
     sides = (there[..., 2:] / here[..., 2:]).log()
     return torch.cat([centre, sides], -1) / torch.tensor(variances, device=boxes.device)
 
-
+# %% ../nbs/13_boxes.ipynb #5a4d39d5
 def decode(
     offsets: Tensor,                         # [..., A, 4], as from `encode` or from a network
     anchors: Tensor,                         # [A, 4], x1 y1 x2 y2

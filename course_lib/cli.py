@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['PATHS', 'SPEC', 'argument_comments', 'add_options', 'option_type', 'data_list', 'data_check', 'data_render', 'train',
-           'tell', 'train_list', 'untrained', 'evaluate_bundle', 'score_table', 'predict', 'pictures_at',
-           'spare_originals', 'predict_batch', 'predict_boxes', 'drawn_file', 'save_picture', 'likely', 'as_line',
-           'notebooks_run', 'Parser', 'make_parser', 'natural', 'named_model', 'main']
+           'tell', 'train_list', 'untrained', 'evaluate_bundle', 'score_table', 'predict', 'pictures_at', 'make_room',
+           'predict_batch', 'predict_boxes', 'drawn_file', 'save_picture', 'likely', 'as_line', 'notebooks_run',
+           'Parser', 'make_parser', 'natural', 'named_model', 'main']
 
 # %% ../nbs/91_cli.ipynb #978519c2
 import argparse
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import (CourseError, evaluators, home, models, open_bundle, open_model, progress, sources, within,
-                             writable_bundle)
+from .core import (CourseError, evaluators, home, model_in, models, open_bundle, open_model, progress, sources,
+                             within, writable_bundle)
 
 # %% ../nbs/91_cli.ipynb #557b1ae3
 def argument_comments(
@@ -47,7 +47,7 @@ def add_options(
         if kind is bool: how = dict(action=argparse.BooleanOptionalAction)
         parser.add_argument(flag, default=argument.default, help=text, **how)
 
-
+# %% ../nbs/91_cli.ipynb #14dbc558
 def option_type(
     argument: inspect.Parameter,
 ) -> type:
@@ -80,7 +80,7 @@ def data_check(args) -> int:
         print(f"wrote {args.fix}: {len(left.errors)} errors left", file=sys.stderr)
     return 1 if diagnosis.errors else 0
 
-
+# %% ../nbs/91_cli.ipynb #c30a4afb
 def data_render(args) -> int:
     "Write pictures of the embedded data set to disk."
     from course_lib.data import load, write_splits
@@ -110,7 +110,7 @@ def train(args) -> int:
     print(f"trained {args.model} in {seconds:.1f} s; saved in {args.out}")
     return 0
 
-
+# %% ../nbs/91_cli.ipynb #f6add326
 def tell(
     splits,  # loaded data
 ) -> None:
@@ -133,7 +133,7 @@ def train_list() -> int:
         print(f"{name:<18} {f'{size} px' if size else f'{low} to {high} px' if given else 'any size':<13} {weights:<18} {text}")
     return 0
 
-
+# %% ../nbs/91_cli.ipynb #1949dc7c
 def untrained(
     name: str,  # in `models`
 ):
@@ -147,7 +147,8 @@ def untrained(
 def evaluate_bundle(args) -> int:
     "Measure a bundle on a split."
     from course_lib.data import load
-    predictor, meta = open_model(args.bundle), open_bundle(args.bundle).meta
+    bundle = open_bundle(args.bundle)
+    predictor, meta = model_in(bundle), bundle.meta
     splits = load(args.data, seed=meta.get("seed", 0) if args.seed is None else args.seed)
     if predictor.task != splits.task:
         raise CourseError(f"the bundle is for {predictor.task} data, this data is {splits.task}")
@@ -161,7 +162,7 @@ def evaluate_bundle(args) -> int:
     else: print(score_table(result))
     return 0
 
-
+# %% ../nbs/91_cli.ipynb #e5b2c437
 def score_table(
     result: dict,  # what an evaluator returned
 ) -> str:
@@ -187,11 +188,11 @@ def predict(args) -> int:
     if args.threshold is not None: within(0, 1, threshold=args.threshold)
     read, names = pictures_at(args.pictures)
     drawn = {name: drawn_file(args.draw, name, Path(args.pictures).expanduser()) for name in names} if args.draw else {}
-    spare_originals(args.pictures, names, [*drawn.values(), *([Path(args.out)] if args.out else [])])
+    make_room(args.pictures, names, [*drawn.values(), *([Path(args.out)] if args.out else [])])
     results, started, size = [], time.perf_counter(), 8 if boxes else 64
     for start in progress(range(0, len(names), size), "predicting", unit="batches"):
         some = names[start:start + size]
-        results += (predict_boxes(predictor, read, some, args.top_k, args.threshold, drawn) if boxes else
+        results += (predict_boxes(predictor, read, some, drawn, args.top_k, args.threshold) if boxes else
                     predict_batch(predictor, read, some, args.top_k, args.threshold))
     seconds = time.perf_counter() - started
     if args.out: Path(args.out).write_text(json.dumps(results, indent=2), encoding="utf-8")
@@ -199,7 +200,7 @@ def predict(args) -> int:
     print(f"{len(results)} pictures in {seconds:.1f} s ({len(results) / seconds:.0f} pictures/s)", file=sys.stderr)
     return 0 if any("error" not in row for row in results) else 2
 
-
+# %% ../nbs/91_cli.ipynb #e8f2e520
 def pictures_at(
     path: str,  # a picture, a folder or a zip
 ) -> tuple[Callable[[str], bytes], list[str]]:
@@ -214,13 +215,13 @@ def pictures_at(
     if not files.pictures: raise CourseError(f"'{path}' holds no pictures (jpg, png, bmp, tiff or webp)")
     return files.read, files.pictures
 
-
-def spare_originals(
+# %% ../nbs/91_cli.ipynb #4d3c8a2c
+def make_room(
     path: str,            # what is read: a picture, a folder or a zip
     names: list[str],     # of the pictures
     targets: list[Path],  # what is going to be written
 ) -> None:
-    "CourseError if something would be written over a picture or a zip that is read, or cannot be written; makes the folders."
+    "Make the folders of files that are going to be written. CourseError for one that would replace what is read, or a folder."
     root = Path(path).expanduser()
     read = {root.resolve(), *((root / name).resolve() for name in names)}
     for target in targets:
@@ -228,7 +229,7 @@ def spare_originals(
         if target.is_dir(): raise CourseError(f"'{target}' is a folder: choose a name for a file")
         target.parent.mkdir(parents=True, exist_ok=True)
 
-
+# %% ../nbs/91_cli.ipynb #7aa2915a
 def predict_batch(
     predictor,
     read: Callable[[str], bytes],  # name -> content of the file
@@ -252,14 +253,14 @@ def predict_batch(
     return [dict(file=name, predictions=rows[name]) if name in rows else dict(file=name, error=str(found[name]))
             for name in names]
 
-
+# %% ../nbs/91_cli.ipynb #be50a84e
 def predict_boxes(
     predictor,                        # a detector
     read: Callable[[str], bytes],     # name -> content of the file
     names: list[str],
+    drawn: dict[str, Path],           # where to write a picture with what was found on it, by name; may lack some
     top_k: int | None = None,         # at most so many detections per picture; None: all
     threshold: float | None = None,   # only detections of this probability or more, 0..1; None: the detector's own
-    drawn: dict[str, Path] = {},      # where to write a picture with what was found on it, by name
 ) -> list[dict]:
     "For each picture its file, its size and its detections, boxes x1 y1 x2 y2 in its pixels; or why it cannot be read."
     from course_lib.data import decode
@@ -277,7 +278,7 @@ def predict_boxes(
         return dict(file=name, width=picture.shape[1], height=picture.shape[0], detections=things)
     return [row(name) for name in names]
 
-
+# %% ../nbs/91_cli.ipynb #fec767fb
 def drawn_file(
     out: str,    # a folder, or for a single picture perhaps its new name
     name: str,   # of the picture in its folder or zip
@@ -298,7 +299,7 @@ def save_picture(
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path, quality=90)
 
-
+# %% ../nbs/91_cli.ipynb #49fadc1d
 def likely(
     classes: list[str],
     probabilities: np.ndarray,  # [K], 0..1
@@ -357,7 +358,7 @@ def make_parser(
     action.add_argument("--jobs", type=int, help="how many at a time (default: by the number of processors)")
     return parser
 
-
+# %% ../nbs/91_cli.ipynb #2acb4f81
 def _add(commands, name: str, function, text: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.set_defaults(command=function)
@@ -381,7 +382,7 @@ def natural(text: str) -> int:
 def _add_seed(parser, default: int | None = 0, text: str = "0") -> None:
     parser.add_argument("--seed", type=natural, default=default, help=f"of splits and training (default: {text})")
 
-
+# %% ../nbs/91_cli.ipynb #800f8da9
 def _add_data(commands) -> None:
     data = _group(commands, "data", "list, check and make data sets")
     _add(data, "list", data_list, "list the data sets that have a name")
@@ -400,7 +401,7 @@ def _add_data(commands) -> None:
     action.add_argument("--out", required=True, help="a new folder")
     _add_seed(action)
 
-
+# %% ../nbs/91_cli.ipynb #686cef93
 def named_model(
     words: list[str],  # behind `course train`
 ) -> str | None:
@@ -425,7 +426,7 @@ def _general_options(action) -> None:
     action.add_argument("--out", metavar="DIR", default="model", help=text)
     _add_seed(action)
 
-
+# %% ../nbs/91_cli.ipynb #4a032cf7
 def _add_use(commands) -> None:
     action = _add(commands, "evaluate", evaluate_bundle, "measure a trained model on a data set")
     action.add_argument("bundle", metavar="BUNDLE", help="a folder written by `course train`")
@@ -442,7 +443,7 @@ def _add_use(commands) -> None:
     action.add_argument("--out", metavar="FILE", help="write json there instead of lines to the screen")
     action.add_argument("--draw", metavar="OUT", help="a folder for the pictures with boxes and names drawn; for detectors")
 
-
+# %% ../nbs/91_cli.ipynb #3a717eb1
 def main(
     argv: list[str] | None = None,  # the words after `course`; by default those of the process
 ) -> int:

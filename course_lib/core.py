@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['sources', 'models', 'formats', 'evaluators', 'progress', 'RESULT', 'BUNDLE', 'CourseError', 'within', 'Registry',
            'peak_memory', 'report', 'alt', 'home', 'build_once', 'Bundle', 'checksum', 'digest', 'versions',
-           'save_bundle', 'writable_bundle', 'listed', 'open_bundle', 'open_model']
+           'save_bundle', 'writable_bundle', 'listed', 'open_bundle', 'open_model', 'model_in']
 
 # %% ../nbs/00_core.ipynb #ac3ee199
 import base64
@@ -75,6 +75,7 @@ class Registry(dict):
         hint = f"did you mean '{close[0]}'?" if close else f"choose from: {', '.join(sorted(self))}"
         raise CourseError(f"unknown {self.kind} '{name}': {hint}")
 
+# %% ../nbs/00_core.ipynb #9f129a2c
 sources = Registry("path or data set")  # name -> function(seed, **options) that returns splits
 models = Registry("model")         # name -> function(splits, **options) that returns a trained predictor
 formats = Registry("model format") # name -> function(bundle) that loads the predictor in it
@@ -159,7 +160,7 @@ class Bundle:
     meta: dict    # the content of model.json
 
 
-BUNDLE = 1  # the version of the layout described here
+BUNDLE = 2  # the version of the layout described here
 _REQUIRED = ("architecture", "format", "classes", "task", "input_size", "files", "digest")
 
 
@@ -172,7 +173,7 @@ def checksum(
         while block := file.read(2**20): digest.update(block)
     return digest.hexdigest()
 
-
+# %% ../nbs/00_core.ipynb #0082b3a6
 def digest(
     meta: dict,  # the content of a model.json; its own digest does not count
 ) -> str:
@@ -191,7 +192,7 @@ def versions(
         except PackageNotFoundError: found[package] = "not installed"
     return found
 
-
+# %% ../nbs/00_core.ipynb #6e8bb40f
 def save_bundle(
     folder: Path,  # the folder to make; an earlier bundle there is replaced, anything else is refused
     meta: dict,    # architecture, format, classes, task, input_size, and whatever else describes the model
@@ -210,7 +211,7 @@ def save_bundle(
     shutil.rmtree(old, ignore_errors=True)
     return folder
 
-
+# %% ../nbs/00_core.ipynb #532edd0e
 def writable_bundle(
     folder: Path,  # where a bundle is going to be saved
 ) -> Path:
@@ -236,7 +237,7 @@ def listed(
     except (OSError, ValueError, RecursionError): return set()
     return {"model.json", *meta.get("files", ())} if isinstance(meta, dict) and "bundle" in meta else set()
 
-
+# %% ../nbs/00_core.ipynb #984cc96b
 def open_bundle(
     folder: Path,  # a folder written by `save_bundle`
 ) -> Bundle:
@@ -257,14 +258,20 @@ def open_bundle(
         if checksum(folder / name) != expected: raise refuse(f"{name} is truncated or was altered; copy it again")
     return Bundle(folder, meta)
 
-
+# %% ../nbs/00_core.ipynb #260465a5
 def open_model(
     folder: Path,  # a bundle
 ):
     "The trained predictor in a bundle, ready to use, whoever made it. CourseError if there is none to be had."
-    bundle = open_bundle(folder)
+    return model_in(open_bundle(folder))
+
+
+def model_in(
+    bundle: Bundle,  # from `open_bundle`
+):
+    "The same from a bundle that is open already."
     try: return formats[bundle.meta["format"]](bundle)
     except CourseError: raise
     except Exception as error:  # a description that somebody made up may fail anywhere
-        raise CourseError(f"'{folder}' is not a usable bundle: no model can be made of it ({type(error).__name__}: "
+        raise CourseError(f"'{bundle.folder}' is not a usable bundle: no model can be made of it ({type(error).__name__}: "
                           f"{next(iter(str(error).splitlines()), '')})") from error

@@ -32,9 +32,11 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl
 from xml.etree import ElementTree
 
+# %% ../nbs/01_data.ipynb #062bcd47
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+
 
 from .core import CourseError, build_once, home, progress, sources
 
@@ -193,7 +195,7 @@ def look(
     except OSError as error: return Record(problem=f"cannot be read to its end: {error}")
     return replace(describe(pixels), format=picture.format, note=peculiarity(picture))
 
-
+# %% ../nbs/01_data.ipynb #72d07c99
 CONVERTED = {"1": "black and white", "P": "palette", "PA": "transparency, now white", "RGBA": "transparency, now white",
              "LA": "transparency, now white", "I": "16 bits, scaled to 8", "F": "floats, scaled to 8 bits"}
 
@@ -217,7 +219,7 @@ def describe(
     thumb = Image.fromarray(pixels).resize((8, 8), Image.Resampling.BOX).tobytes().hex()
     return Record(digest, width, height, thumb=thumb)
 
-
+# %% ../nbs/01_data.ipynb #43ff66ba
 def index(
     files: Files,      # where
     names: list[str],  # which pictures
@@ -271,7 +273,7 @@ def uniform(
     "A number that looks random and follows from content and seed alone."
     return int(sha1(f"{seed}:{digest}".encode()).hexdigest()[:13], 16) / 16**13
 
-
+# %% ../nbs/01_data.ipynb #69cb6816
 def assign(
     labels: dict[str, set[str]],  # digest -> the classes to be seen in the picture; one, several or none
     seed: int = 0,
@@ -292,7 +294,7 @@ def assign(
         for split in reversed(ranges): _represent(own, split, ranges[split], draws, chosen, pinned)
     return chosen
 
-
+# %% ../nbs/01_data.ipynb #f176ca8a
 def _represent(own: list[str], split: str, limits: tuple, draws: dict, chosen: dict, pinned: set) -> None:
     "See to it that `split` has a picture of a class, if another split can spare one; it is then pinned there."
     sizes = Counter(chosen[digest] for digest in own)
@@ -393,7 +395,7 @@ def survey(
     raise CourseError(f"'{path}' holds no dataset: expected class folders with pictures (cats/1.jpg), a VOC layout "
                       "(Annotations/, JPEGImages/), a COCO json or a labels.csv")
 
-
+# %% ../nbs/01_data.ipynb #0a766534
 def _examined(files: Files, items: list[Item], findings: list[Finding]) -> list[Item]:
     "The items with their records; each picture that cannot be used is a finding."
     records = index(files, sorted({item.name for item in items}))
@@ -769,7 +771,7 @@ def _coco_picture(folder: PurePosixPath, name: str, by_name: dict[str, list[str]
 # %% ../nbs/01_data.ipynb #a1d8e75e
 UNCLEAR = "contradiction"  # the kind of finding at which `load` stops
 
-
+# %% ../nbs/01_data.ipynb #b80777d7
 def _survey_csv(files: Files, table: str) -> Survey:
     "A table of labels: a row for each picture."
     findings, items, rows_of, by_name = [], [], defaultdict(dict), defaultdict(list)
@@ -825,7 +827,7 @@ def _row(columns: list[str], cells: list[str]) -> dict:
     row = dict(zip(columns, cells)) | dict.fromkeys(columns[len(cells):])
     return row | ({None: "".join(cells[len(columns):])} if any(cells[len(columns):]) else {})
 
-
+# %% ../nbs/01_data.ipynb #b78ab440
 def _row_labels(row: dict, classes: list[str]) -> list[str]:
     "The labels in a row: of one column with names, else of the columns that hold a 1. ValueError for another value."
     if None in row or None in row.values(): raise ValueError("has not as many cells as the first line")
@@ -844,7 +846,7 @@ def _row_split(row: dict) -> str:
     if split and split.lower() not in SPLITS: raise ValueError(f"unknown split '{split}'")
     return SPLITS.get(split.lower(), "")
 
-
+# %% ../nbs/01_data.ipynb #fb402f44
 def without_boxes(
     found: Survey,  # of a detection set
     view: str,      # 'multi'
@@ -930,7 +932,7 @@ def _parse_spec(spec: str, seed: int, options: dict) -> tuple[str, int, dict[str
     if wrong := options.keys() & {"name", "path", "year"}: raise CourseError(f"unknown data option '{wrong.pop()}'")
     return name, seed, options
 
-
+# %% ../nbs/01_data.ipynb #b5ff74c5
 def _is_named(name: str) -> bool:
     "Whether it is the name of a data set. 'streets' is one even before chapter 02 has registered it."
     return name in sources or name == "streets"
@@ -1025,7 +1027,7 @@ def _read_picture(files: Files, name: str, stamp: str) -> np.ndarray:
     except OSError as error: why = error
     raise CourseError(f"'{name}' cannot be read as it was ({why}): load the data again")
 
-
+# %% ../nbs/01_data.ipynb #f6ecceb1
 def _pictures(found: Survey, items: list[Item]) -> Pictures:
     "A split of pictures on disk."
     number = {name: i for i, name in enumerate(found.classes)}
@@ -1118,7 +1120,7 @@ class Order:
         n, steps = self.count, len(self)
         return self.order(epoch)[n * step // steps:n * (step + 1) // steps]
 
-
+# %% ../nbs/01_data.ipynb #2d224fec
 class Batches(Order):
     "Batches of a split from its cache: (images uint8 [B, 3, S, S], targets [B] or [B, K]), in a new order each epoch."
 
@@ -1227,7 +1229,7 @@ def _whole(
         fetch(part)
     return build_once(folder, afresh)
 
-
+# %% ../nbs/01_data.ipynb #a7593fc1
 def load_torchvision(
     name: str,       # a key of PARTS
     seed: int = 0,
@@ -1360,7 +1362,7 @@ class _SplitsSurvey(Survey):
         split, number = item.source.split(":")
         return self.splits[split].read(int(number))
 
-
+# %% ../nbs/01_data.ipynb #2a92249c
 def survey_splits(
     splits: Splits,
 ) -> Survey:
@@ -1518,7 +1520,7 @@ def _place(folder: Path, item: Item, data: bytes) -> Path:
 def _write_folder(items: Iterable[Item], read: Callable, out: Path) -> None:
     for item in items: _place(out / item.split / item.label, item, read(item))
 
-
+# %% ../nbs/01_data.ipynb #b1fdb737
 def _write_csv(items: Iterable[Item], read: Callable, out: Path) -> None:
     rows = [(f"images/{_place(out / 'images', item, read(item)).name}", item.split, ";".join(dict.fromkeys(item.labels)))
             for item in items]

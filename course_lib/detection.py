@@ -58,7 +58,7 @@ def detections(
     parts = zip(*(values.split(counts.tolist()) for values in (boxes[kept], k[kept] + 1, score[kept])))
     return [dict(boxes=own, labels=labels, scores=values) for own, labels, values in parts]
 
-
+# %% ../nbs/15_detection.ipynb #54633740
 def place_in(
     group: Tensor,  # int64 [M], the group of each
 ) -> Tensor:        # int64 [M]
@@ -91,7 +91,7 @@ class AveragePrecision(Coco):
 
     def compute(self): return {name: value for name, value in super().compute().items() if name in ("map", "map_50", "map_75")}
 
-
+# %% ../nbs/15_detection.ipynb #9b3b5f29
 def as_truth(
     targets: Sequence[dict],      # boxes [N, 4], labels [N] and perhaps difficult [N], arrays or tensors
     device: torch.device = "cpu",
@@ -128,11 +128,11 @@ def mirrored(
     x1, y1, x2, y2 = target["boxes"].unbind(1)
     return image.flip(2), dict(target, boxes=torch.stack([image.shape[2] - x2, y1, image.shape[2] - x1, y2], 1))
 
-
+# %% ../nbs/15_detection.ipynb #42a60a2d
 ZOOMS = dict(ssd=4.0, near=1.5)  # augmentations, and how far away each shows the pictures at most
 ROOM = 2**30  # bytes for augmented views that are kept
 
-
+# %% ../nbs/15_detection.ipynb #c580d524
 class Scenes(Order):
     """Batches as a detector takes them: images float32 [B, 3, S, S], 0..1, on the device, and a target for each picture.
 
@@ -202,7 +202,7 @@ class Detection:
 
 tasks[DETECTION] = Detection
 
-
+# %% ../nbs/15_detection.ipynb #1e120860
 @augmentations.register("near")  # for small inputs and short trainings
 @augmentations.register("ssd")
 def only_boxes(images, targets, dice, classes): raise CourseError("augment=ssd is for pictures with boxes: use others")
@@ -232,7 +232,7 @@ def draw(
         pen.text((left + 3, top + 1), name, "white", font)
     return np.asarray(image)
 
-
+# %% ../nbs/15_detection.ipynb #e09fa8fc
 COLOURS = ("#c1272d", "#0071bc", "#00803c", "#93278f", "#b35900", "#00757f", "#7a5230", "#c2185b", "#4a4a8a", "#556b00")
 
 # %% ../nbs/15_detection.ipynb #1752fa6a
@@ -289,7 +289,7 @@ class Detector:
         return load_weights(bundle, lambda model, meta: cls(
             model, meta["classes"], meta["input_size"], meta["architecture"], meta["network"], meta["threshold"], meta["about"]))
 
-
+# %% ../nbs/15_detection.ipynb #93fb9803
 formats["detector"] = Detector.load
 
 
@@ -305,7 +305,7 @@ def enlarged(
 # %% ../nbs/15_detection.ipynb #ddf4148b
 KINDS = ("right", "duplicate", "class", "location", "background")  # of detections
 
-
+# %% ../nbs/15_detection.ipynb #dd18778a
 def sort_detections(
     found: dict,           # boxes [M, 4], labels [M], scores [M] of one picture
     target: dict,          # boxes [N, 4], labels [N], perhaps difficult [N]
@@ -335,7 +335,7 @@ def sort_detections(
         if kinds[m] in ("class", "location"): meant[overlap[m].where(same | close, -1).argmax()] = True
     return kinds, ~(taken | meant | difficult)
 
-
+# %% ../nbs/15_detection.ipynb #eb9cb779
 def best_threshold(
     found: Sequence[dict],    # detections of each picture
     targets: Sequence[dict],
@@ -378,7 +378,7 @@ def learn_detector(
     model.requires_grad_(True).eval()
     return history
 
-
+# %% ../nbs/15_detection.ipynb #fe4a8965
 def train_detector(
     name: str,                      # in `networks`
     splits: Splits,                 # of a detection task
@@ -409,7 +409,7 @@ def train_detector(
         trained.threshold = best_threshold(found, splits.valid.targets)
     return trained
 
-
+# %% ../nbs/15_detection.ipynb #1a304d65
 @network("ssd", learn_detector, trainer=train_detector, epochs=60, batch_size=8, learning_rate=0.001, weight_decay=0.01,
          augment="ssd", clip=10.0, unused=("label_smoothing", "progressive"))
 def ssd(
@@ -447,7 +447,7 @@ MISTAKES = {  # what the numbers say if it was made: a change to the detections 
         one, boxes=torch.cat([one["boxes"][:, :2], one["boxes"][:, :2] + one["boxes"][:, 2:]], 1)),
 }
 
-
+# %% ../nbs/15_detection.ipynb #3767d922
 def diagnose(
     predictor: Detector,
     pictures: Pictures,  # a split that the detector ought to do better on
@@ -469,7 +469,7 @@ def diagnose(
     if reasons or now >= 0.5: return reasons
     return [f"no common mistake explains a mAP@0.50 of {now:.2f}: train longer or on more pictures, and see that the loss falls"]
 
-
+# %% ../nbs/15_detection.ipynb #b6c43f71
 def anchor_trouble(predictor: Detector, pictures: Pictures) -> list[str]:
     "Objects that no anchor fits at this picture size."
     boxes = torch.cat([torch.as_tensor(t["boxes"]) for t in squared(pictures, predictor.size).targets])
@@ -512,7 +512,7 @@ def evaluate_detector(
     return dict(scores, errors=errors, reasons=reasons, threshold=predictor.threshold, pictures=len(pictures), seconds=seconds,
                 pictures_per_second=len(pictures) / seconds)
 
-
+# %% ../nbs/15_detection.ipynb #9c6c2021
 def count_errors(
     errors: dict,   # kind -> count, changed
     found: Sequence[dict],
@@ -534,7 +534,7 @@ def above(
     sure = found["scores"] >= least
     return {name: value[sure] for name, value in found.items()}
 
-
+# %% ../nbs/15_detection.ipynb #ab0bdb0b
 def precision_of(
     metric: Coco,  # with extended_summary
     classes: int,                  # K
@@ -546,7 +546,7 @@ def precision_of(
         precision[:, :, label - 1] = values["precision"][:, :, k, 0, -1]
     return precision
 
-
+# %% ../nbs/15_detection.ipynb #b2725697
 def scores_of(
     precision: Tensor,  # from `precision_of`
     pictures: Pictures,

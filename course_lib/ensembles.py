@@ -39,7 +39,7 @@ class Together(nn.Module):
 
 joins = Registry("join")  # name -> function(backbones' names, classes, enlarge) that builds a model from pictures to logits
 
-
+# %% ../nbs/11_ensembles.ipynb #1d6f72a2
 @joins.register("logits")
 def at_logits(
     names: list[str],  # of backbones
@@ -69,7 +69,7 @@ class Regularized(nn.Module):
         parts = zip(self.project, vectors.split(self.widths, 1))
         return self.join(torch.cat([project(part) for project, part in parts], 1))  # [B, K]
 
-
+# %% ../nbs/11_ensembles.ipynb #3d0e0321
 @joins.register("regularized")
 def regularized(
     names: list[str],
@@ -107,7 +107,7 @@ class Voters(nn.Module):
     ) -> None:
         "Find what is to be found on validation pictures: here nothing, all votes are equal."
 
-
+# %% ../nbs/11_ensembles.ipynb #248d136b
 class WeightedVoters(Voters):
     "The same, and a better network has more to say."
     def settle(self, opinions, targets):
@@ -146,7 +146,7 @@ def vote_weights(
         weights = (credit / credit.sum(0)).mean(1)
     return weights
 
-
+# %% ../nbs/11_ensembles.ipynb #b74d766b
 def judge(
     opinions: np.ndarray,  # [M, N, K], logarithms of probabilities
     targets: np.ndarray,   # [N] class numbers
@@ -189,7 +189,7 @@ def learn_ensemble(
     for path in Path(folder).glob("member-*/done.pt") if folder else (): path.unlink()
     return joined(done)
 
-
+# %% ../nbs/11_ensembles.ipynb #d0e70bc9
 def said_by(
     model: Voters,
     pictures: Pictures,

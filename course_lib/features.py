@@ -139,7 +139,7 @@ def _pool(process, threads):  # a forked process makes its own
 def _keep_memory():  # once a large block was freed, glibc keeps freed blocks for reuse instead of returning them
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
-
+# %% ../nbs/03_features.ipynb #d5f98102
 def in_pieces(function):
     "Make `function(images, ...)` check the pictures and work through the batch in pieces that fit a core's cache."
     @wraps(function)

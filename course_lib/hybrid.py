@@ -36,7 +36,7 @@ class Cut(NamedTuple):
     std: tuple
     known: int                  # so many parts have published weights, counted from the first
 
-
+# %% ../nbs/12_hybrid.ipynb #aea48c0e
 def cut(
     name: str,             # mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small, or `DETECTOR`
     weights: bool = False, # the published ones; it may download. Otherwise random ones
@@ -61,7 +61,7 @@ def cut_detector(
     parts = [*net.backbone.features, *net.backbone.extra]
     return Cut(parts, other.classifier, tuple(net.transform.image_mean), tuple(net.transform.image_std), len(parts))
 
-
+# %% ../nbs/12_hybrid.ipynb #b42796a9
 def coco_detector() -> nn.Module:
     "The detector with torchvision's weights, perhaps downloaded. CourseError if they cannot be got."
     entry = zoo.get_model_weights(DETECTOR).DEFAULT
@@ -171,7 +171,7 @@ class Bridge(nn.Module):
         adapted = self.adapt(torch.cat([norm(part) for norm, part in zip(self.norms, parts)], 1))  # [B, wanted]
         return F.relu6(adapted) if self.through is None else parts[self.through] + adapted
 
-
+# %% ../nbs/12_hybrid.ipynb #1806b5a2
 class HybridModel(Transfer):
     "A detector's scales, a bridge, and MobileNet's classifier: pictures [B, 3, S, S], 0..1, to logits [B, K]."
     def __init__(self,
@@ -219,7 +219,7 @@ def learn_hybrid(
     head = None if plan else partial(learn, learn_head, recipe.epochs)
     return follow(plan, model, groups, stage_decay, folder, resume, head, partial(learn, fit))
 
-
+# %% ../nbs/12_hybrid.ipynb #a729339d
 def begin(
     model: Transfer,
     splits: Splits,
@@ -235,7 +235,7 @@ def begin(
     images = torch.from_numpy(np.array(pixels(splits.train, input_size)[:250])).permute(0, 3, 1, 2)
     model.backbone.listen(to_float(images.to(model.backbone.mean.device), *RAW))
 
-
+# %% ../nbs/12_hybrid.ipynb #69adcccf
 def refuse_single(
     n: int,  # training pictures
     recipe: Recipe,
@@ -258,7 +258,7 @@ def hybrid(
     "The scales of a detector, a bridge, and MobileNet's classifier."
     return HybridModel(classes, backbone, chosen_scales(scales), enlarge, checkpointing)
 
-
+# %% ../nbs/12_hybrid.ipynb #7006203d
 def chosen_scales(
     text: str,  # numbers, joined by commas
 ) -> tuple[int, ...]:

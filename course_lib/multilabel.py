@@ -44,7 +44,7 @@ def weighted(
     weight = ((1 - share) / share.clamp(min=1e-6)).clamp(max=most)                             # [K]
     return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight.to(logits))
 
-
+# %% ../nbs/10_multilabel.ipynb #29cd9116
 @losses.register("focal")
 def focal(
     logits: Tensor,
@@ -124,7 +124,7 @@ def learn_multilabel(
     task.criterion = partial(losses[loss], share=torch.tensor(np.mean(splits.train.targets, 0)))
     return learn_transfer(model, splits, recipe, input_size, task, folder, resume, device, **more)
 
-
+# %% ../nbs/10_multilabel.ipynb #9250ea1b
 def find_thresholds(
     trained: Network,
     splits: Splits,
@@ -145,7 +145,7 @@ def evaluate_labels(
     scores = label_scores(np.array(pictures.targets), probabilities, predictor.thresholds, pictures.classes)
     return scores | dict(pictures=len(pictures), seconds=seconds, pictures_per_second=len(pictures) / seconds)
 
-
+# %% ../nbs/10_multilabel.ipynb #aecbc051
 @network("multilabel", learn_multilabel, find_thresholds, epochs=10, batch_size=32, learning_rate=0.001, clip=1.0)
 def multilabel(
     classes: int,                    # K

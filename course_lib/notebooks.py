@@ -51,7 +51,7 @@ def source(
     "The cell's source as one string; files hold it as a string or as a list of lines."
     return "".join(cell["source"])
 
-
+# %% ../nbs/90_notebooks.ipynb #3a927f9c
 def code_cells(
     nb: dict,  # a notebook
 ) -> list[dict]:
@@ -80,7 +80,7 @@ def chapters(
         raise CourseError(f"no notebook '{missing[0]}': choose from {', '.join(path.stem for path in found)}")
     return [path for path in found if path in [names[name] for name in only]]
 
-
+# %% ../nbs/90_notebooks.ipynb #53851c7c
 def parameters(
     nb: dict,  # a notebook
 ) -> set[str]:
@@ -89,7 +89,7 @@ def parameters(
     targets = [getattr(node, "targets", [getattr(node, "target", None)]) for node in ast.parse("\n".join(cells)).body]
     return {target.id for group in targets for target in group if isinstance(target, ast.Name)}
 
-
+# %% ../nbs/90_notebooks.ipynb #34328bfb
 def overrides(
     profile: str,                # 'cpu' (the notebooks' own defaults) or the name of a file in profiles/
     folder: Path | None = None,  # where the notebooks are; None for the checkout's nbs/
@@ -132,7 +132,7 @@ def failure(
         return f"cell [{number}]: {line[:100]}\n{why.strip().splitlines()[0][:300]}"
     return ""
 
-
+# %% ../nbs/90_notebooks.ipynb #b4395b9e
 def environment(
     jobs: int,  # notebooks that run side by side; they share the cores
 ) -> dict[str, str]:
@@ -143,7 +143,7 @@ def environment(
             "MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
-
+# %% ../nbs/90_notebooks.ipynb #28b0006e
 def execute(
     path: Path,      # an .ipynb file; it is executed in place
     cwd: Path,       # the working directory of its cells
@@ -164,7 +164,7 @@ def execute(
         if "Kernel died before replying" not in said: break
     return error
 
-
+# %% ../nbs/90_notebooks.ipynb #62cd7fd7
 def end(
     pid: int,  # a process that this one started
 ) -> None:
@@ -199,7 +199,7 @@ def reported(
              if RESULT in output.get("data", {})]
     return found[-1] if found else {}
 
-
+# %% ../nbs/90_notebooks.ipynb #6e26745a
 def score(
     nb: dict,  # an executed notebook
 ) -> tuple[int, int]:
@@ -219,7 +219,7 @@ def collect(
 # %% ../nbs/90_notebooks.ipynb #d21424d0
 LIMIT = dict(smoke=600, cpu=1800, gpu=12 * 3600)  # seconds after which a notebook is stopped, by profile
 
-
+# %% ../nbs/90_notebooks.ipynb #85253266
 def run(
     profile: str = "cpu",           # 'cpu': the notebooks' defaults; 'smoke': quick; 'gpu': real data
     only: list[str] | None = None,  # numbers or names of notebooks; None for all
@@ -254,7 +254,7 @@ def run(
     (target / "results.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     return sorted(runs, key=lambda run: run.name)
 
-
+# %% ../nbs/90_notebooks.ipynb #91e0ed10
 def _side_by_side(one, paths, jobs):
     "The results of `one(path, running)` for all paths, which keeps `running` up to date; Ctrl-C leaves nothing behind."
     pool, runs, running = ThreadPoolExecutor(jobs), [], []
@@ -275,7 +275,7 @@ def _side_by_side(one, paths, jobs):
             raise
     return runs
 
-
+# %% ../nbs/90_notebooks.ipynb #4f67204d
 def require_cuda() -> None:
     "CourseError on a machine without a GPU that torch can use."
     import torch
@@ -303,7 +303,7 @@ def band(
     short = lambda value: value if isinstance(value, int) else float(f"{value:.6g}")
     return {key: short(value) for key, value in dict(lo=lo, hi=hi, mean=middle, sd=sd).items()} | dict(n=len(values))
 
-
+# %% ../nbs/90_notebooks.ipynb #77a23fbd
 def outside(
     results: dict[str, float],  # what a notebook reported
     bands: dict[str, dict],     # what is expected, by the same names
@@ -314,7 +314,7 @@ def outside(
     lines += [f"{name}: has no band; measure one with `make baselines`" for name in results if name not in bands]
     return lines + [f"{name}: has a band and was not reported" for name in bands if name not in results]
 
-
+# %% ../nbs/90_notebooks.ipynb #c1cb9d45
 def measure(
     file: Path,                     # the baselines: {profile: {notebook: {result: band}}}; updated in place
     profile: str = "smoke",         # whose results
@@ -354,7 +354,7 @@ def rows(
                                   sd=values[f"{name}_sd"], seconds=values.get(f"{model}_seconds")))
     return found
 
-
+# %% ../nbs/90_notebooks.ipynb #a9f7fa10
 def leaderboard(
     results: dict[str, dict],  # from `collect`
 ) -> str:
@@ -374,7 +374,7 @@ def as_table(
     head, *rest = ["| " + " | ".join(f"{text:<{width}}" for text, width in zip(line, widths)) + " |" for line in lines]
     return "\n".join([head, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rest])
 
-
+# %% ../nbs/90_notebooks.ipynb #1f50a413
 def leaderboard_figure(
     results: dict[str, dict],  # from `collect`
 ):
@@ -438,7 +438,7 @@ def uses(
 
 _REGISTERS = re.compile(r'^@(?:network|models\.register|sources\.register)\("([^"]+)"', re.MULTILINE)
 
-
+# %% ../nbs/90_notebooks.ipynb #3be8403d
 def _modules():
     return {path.stem for path in Path(course_lib.__file__).parent.glob("[!_]*.py")}
 
@@ -461,7 +461,7 @@ def fingerprint(
     kept = [line for line in lines if line and not line.lstrip().startswith("#")]
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()
 
-
+# %% ../nbs/90_notebooks.ipynb #79b5dffa
 def records_in(
     code: str,  # Python source of a notebook
 ) -> dict[str, str]:
@@ -499,7 +499,7 @@ def blemishes(
                 lines.append(f"cell [{number}]: has a picture without alt text; show it with `alt(fig, text)`")
     return lines
 
-
+# %% ../nbs/90_notebooks.ipynb #1d25e1c6
 def refresh(
     only: list[str] | None = None,  # numbers or names of notebooks; None for all
     jobs: int | None = None,        # notebooks side by side; None for what suits the machine
@@ -520,7 +520,7 @@ def refresh(
     _publish(collect(checkout() / "nbs"))
     return runs
 
-
+# %% ../nbs/90_notebooks.ipynb #d618a9a6
 def _publish(results):
     "Renew the figures and the two tables of the README."
     import matplotlib

@@ -65,7 +65,7 @@ def mixup(images, targets, dice, classes):
     images = images.float()
     return images.lerp(images[order], 1 - own), answers.lerp(answers[order], 1 - own)
 
-
+# %% ../nbs/08_recipes.ipynb #9d5c90e0
 @augmentations.register("cutmix")
 def cutmix(images, targets, dice, classes):
     "A rectangle of one picture in another, and the answers in proportion to the areas (Yun et al. 2019, with alpha = 1)."
@@ -108,7 +108,7 @@ class Group(nn.Module):
         x = F.gelu(self.norms[0](F.max_pool2d(self.first(x), 2)))
         return F.gelu(self.norms[1](self.second(x)))
 
-
+# %% ../nbs/08_recipes.ipynb #9e40fb3b
 class SpeedNet(nn.Module):
     "The network of airbench94 (Jordan 2024, section 3), for pictures of 16 pixels or more: [B, 3, S, S] to [B, K]."
     def __init__(self,
@@ -134,7 +134,7 @@ def speedrun(
     "The network of airbench94, for the fastest recipe of this course."
     return SpeedNet(classes, of_size(size, SPEED_WIDTHS))
 
-
+# %% ../nbs/08_recipes.ipynb #05437154
 SPEED_WIDTHS = dict(small=(32, 128, 128), base=(64, 256, 256), large=(128, 384, 512))
 
 # %% ../nbs/08_recipes.ipynb #94451417

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+# %% ../nbs/04_shallow.ipynb #6b1a468e
 from .core import Bundle, CourseError, evaluators, formats, models, peak_memory, progress, save_bundle, versions
 from .data import DETECTION, SINGLE, Pictures, Splits, load, pixels, resize
 from .features import Features
@@ -55,7 +57,7 @@ def threads(
         with threadpool_limits(1 if numbers < 2**24 else None): yield
     finally: torch.set_num_threads(before)
 
-
+# %% ../nbs/04_shallow.ipynb #365475db
 class LinearSVM(ClassifierMixin, BaseEstimator):
     """One linear score per class: minimises |w|^2 / 2 + C * sum of squared hinge losses, class against rest.
 
@@ -155,7 +157,7 @@ def temperature(
     loss = lambda log_t: -log_softmax(scores / 10**log_t, axis=1)[np.arange(len(targets)), targets].mean()
     return float(10**minimize_scalar(loss, bounds=(-3, 2), method="bounded").x)
 
-
+# %% ../nbs/04_shallow.ipynb #5af210f9
 def reliability(
     probabilities: np.ndarray,  # [N, K]
     targets: np.ndarray,        # [N] class numbers
@@ -214,9 +216,9 @@ class Shallow:
     ) -> "Shallow":
         "The predictor in a bundle. Executes nothing: CourseError if it holds a type that is not on the list."
         pipeline, meta = load_pipeline(bundle.folder / "pipeline.skops"), bundle.meta
-        return cls(pipeline, meta["classes"], meta["input_size"], meta.get("temperature", 1.0), meta.get("about", {}))
+        return cls(pipeline, meta["classes"], meta["input_size"], meta["temperature"], meta["about"])
 
-
+# %% ../nbs/04_shallow.ipynb #e2bd5b02
 def load_pipeline(
     path: Path,  # written by skops
 ) -> Pipeline:
@@ -234,7 +236,7 @@ def load_pipeline(
     if all(sound(tree, last.n_features_in_) for tree in getattr(last, "estimators_", [])): return pipeline
     raise CourseError(f"'{path}' holds a tree whose nodes point astray: not opened")
 
-
+# %% ../nbs/04_shallow.ipynb #6990a4df
 def sound(
     tree,        # a fitted decision tree
     width: int,  # how many features it gets
@@ -264,7 +266,7 @@ def evaluate(
                 confusion=confusion_matrix(truth, guess, labels=range(K)).tolist(), pictures=len(truth),
                 seconds=seconds, pictures_per_second=len(truth) / seconds)
 
-
+# %% ../nbs/04_shallow.ipynb #cd1aa966
 def predicted(
     predictor,           # as for `evaluate`
     pictures: Pictures,
@@ -280,7 +282,7 @@ def predicted(
         seconds += time.perf_counter() - began
     return np.concatenate(found), seconds
 
-
+# %% ../nbs/04_shallow.ipynb #62a5c40f
 def class_scores(
     truth: np.ndarray,   # [N] class numbers
     guess: np.ndarray,   # [N]
@@ -318,7 +320,7 @@ def make_features(
     if by_hand or not parts: parts.append(Features(by_hand))
     return parts[0] if len(parts) == 1 else FeatureUnion([(type(part).__name__, part) for part in parts])
 
-
+# %% ../nbs/04_shallow.ipynb #acb8f874
 def standardise(
     A: np.ndarray,  # float32 [N, D]; is changed
     n: int,         # the first n rows say what mean and deviation are
@@ -329,7 +331,7 @@ def standardise(
     for start in range(0, len(A), 4096): scaler.transform(A[start:start + 4096])
     return scaler
 
-
+# %% ../nbs/04_shallow.ipynb #8af582ef
 def fit_best(
     candidates,        # candidates(D) -> {what distinguishes it: classifier}, for features of D numbers
     features,          # transformer from pictures to features
@@ -376,7 +378,7 @@ def random_patches(
     cut = pictures[i, top[:, None, None] + steps[:, None], left[:, None, None] + steps]  # [count, side, side, 3]
     return torch.from_numpy(cut).permute(0, 3, 1, 2).float()
 
-
+# %% ../nbs/04_shallow.ipynb #9c245732
 class PatchDictionary(TransformerMixin, BaseEstimator):
     """uint8 pictures [N, S, S, 3] in, float32 [N, D] out: how much of each small patch is in each part of a picture.
 
@@ -465,7 +467,7 @@ def positive(
     for name, value in options.items():
         if value is not None and not 0 < value < float("inf"): raise CourseError(f"{name}={value}: use a number above 0")
 
-
+# %% ../nbs/04_shallow.ipynb #fd04d34d
 @models.register("svm")
 def svm(
     splits: Splits,              # single-label data
@@ -493,7 +495,7 @@ def svm(
                      for g in ([gamma] if gamma else [0.1, 0.3, 1.0]) for k in ([c] if c else [1.0, 4.0, 16.0])}
     return fit_best(linear if kernel == "linear" else rbf, make_features(features, atoms, seed), splits, input_size, refit)
 
-
+# %% ../nbs/04_shallow.ipynb #7365016a
 @models.register("forest")
 def forest(
     splits: Splits,                   # single-label data
@@ -532,7 +534,7 @@ def measured(
                 memory_mb=peak_memory(), cores=os.cpu_count(), about=predictor.about,
                 versions=versions("numpy", "scikit-learn", "torch"))
 
-
+# %% ../nbs/04_shallow.ipynb #3d3815b5
 def record(
     spec: str,       # data, as for `load`
     path: Path,      # the json file to write

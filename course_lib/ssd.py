@@ -48,7 +48,7 @@ def tracing(
     both = feature_extraction.get_graph_node_names, feature_extraction.create_feature_extractor
     return tuple(partial(function, suppress_diff_warning=True) for function in both)
 
-
+# %% ../nbs/14_ssd.ipynb #a69c8d5b
 @cache
 def nodes(
     name: str,         # one of `backbones`, or timm:NAME
@@ -103,7 +103,7 @@ class Features(nn.Module):
         super().__setstate__(state)
         self.net.train(self.training)
 
-
+# %% ../nbs/14_ssd.ipynb #838333c3
 def shapes_of(
     module: nn.Module,     # from pictures to maps
     size: int,             # side of the pictures in pixels
@@ -133,7 +133,7 @@ class Halve(nn.Conv2d):
         height, width = x.shape[2:]
         return F.conv2d(x, self.weight, None, 2, (int(height != 3), int(width != 3)), 1, self.groups)
 
-
+# %% ../nbs/14_ssd.ipynb #67cfd21a
 def norm(
     width: int,  # channels
 ) -> nn.GroupNorm:
@@ -162,7 +162,7 @@ def plain_extra(inside, outside):
     return nn.Sequential(nn.Conv2d(inside, half, 1, bias=False), norm(half), nn.ReLU(),
                          Halve(half, outside), norm(outside), nn.ReLU())
 
-
+# %% ../nbs/14_ssd.ipynb #426da137
 @extras.register("lite")
 def lite_extra(inside, outside):
     half = outside // 2
@@ -181,7 +181,7 @@ class Pyramid(FeaturePyramidNetwork):
 
     def forward(self, maps): return list(super().forward({str(k): x for k, x in enumerate(maps)}).values())
 
-
+# %% ../nbs/14_ssd.ipynb #406007bd
 class Maps(nn.Module):
     "Pictures [B, 3, S, S], 0..1, to a list of maps: of a backbone, then ever coarser ones down to one cell."
     def __init__(self,
@@ -227,7 +227,7 @@ class Head(nn.Module):
         conf = [rows(predict(x), self.numbers) for predict, x in zip(self.conf, maps)]
         return dict(loc=torch.cat(loc, 1), conf=torch.cat(conf, 1))  # [B, A, 4], [B, A, K + 1]
 
-
+# %% ../nbs/14_ssd.ipynb #cf44d18c
 def start(head: nn.Module) -> None:
     "Random weights as in Liu et al. (2016, section 3); biases of zero."
     for module in head.modules():
@@ -258,7 +258,7 @@ class SharedHead(nn.Module):
         return dict(loc=torch.cat([rows(self.loc(x), 4) for x in maps], 1),              # [B, A, 4]
                     conf=torch.cat([rows(self.conf(x), self.numbers) for x in maps], 1))  # [B, A, K + 1]
 
-
+# %% ../nbs/14_ssd.ipynb #e6d7b604
 heads = Registry("head")  # name -> function(widths, boxes, classes)
 heads["plain"], heads["lite"], heads["shared"] = Head, partial(Head, style="lite"), SharedHead
 
@@ -269,7 +269,7 @@ def usual_ratios(
     "The aspect ratios of SSD300 and SSD512 for any number of maps: 2:1 for all, 3:1 but for the first and last two."
     return ([[2]] + [[2, 3]] * (maps - 3) + [[2], [2]])[:maps]
 
-
+# %% ../nbs/14_ssd.ipynb #603b31d4
 class SSD(nn.Module):
     """Single shot detector (Liu et al. 2016): pictures [B, 3, S, S], 0..1, to loc [B, A, 4], conf [B, A, K + 1] and
     anchors [A, 4].
@@ -365,7 +365,7 @@ def multibox_sums(
     classes = F.cross_entropy(conf[pictures, torch.cat([a, na])], wanted, reduction="none")         # [P + M]
     return total(b, offsets), total(pictures, classes), positives
 
-
+# %% ../nbs/14_ssd.ipynb #754f6e31
 def multibox_loss(
     outputs: dict,            # as for `multibox_sums`, likewise the others
     targets: Sequence[dict],
@@ -399,7 +399,7 @@ def changes(
                        v2.RandomPhotometricDistort(), v2.ClampBoundingBoxes(),
                        v2.SanitizeBoundingBoxes(1, labels_getter=_flags)])
 
-
+# %% ../nbs/14_ssd.ipynb #f528c18b
 def view(
     pictures: Pictures,        # of a detection set
     number: int,               # of the picture in it
@@ -426,7 +426,7 @@ def view(
             image, target = changes(size, crop, zoom)(*sample)
     return image.as_subclass(Tensor), {name: value.as_subclass(Tensor) for name, value in target.items()}
 
-
+# %% ../nbs/14_ssd.ipynb #136b9fe1
 def check_target(
     target: dict,  # boxes [N, 4] and labels [N]
     classes: int,  # K

@@ -280,7 +280,7 @@ FACES = {  # what is on a face: material, from and to along the edge, from and t
               ("metal", .05, .95, .3, .33), ("metal", .05, .95, .67, .7)],
 }
 
-
+# %% ../nbs/02_streets.ipynb #8e219d46
 def circle(x: float, y: float, r: float, n: int = 14) -> list:
     "A closed circle of `n` corners in the plane of a vehicle's side."
     turns = [2 * math.pi * i / n for i in range(n + 1)]
@@ -300,7 +300,7 @@ def read_drawings(
         model = models[name] = dict(kind=kind, size=[float(n) for n in numbers], hulls=[], wheels=[], lines=[])
     return models
 
-
+# %% ../nbs/02_streets.ipynb #4230bd56
 def _read_part(models, model, head, body):
     what, *names = head.split()
     for group in body.split(";"):
@@ -320,7 +320,7 @@ def _read_part(models, model, head, body):
             for side in (1, -1)[:1 + (what == "pair")]:
                 model["lines"].append((names[0], float(names[1]), [(x, y, side * z) for x, y, z in points]))
 
-
+# %% ../nbs/02_streets.ipynb #6afcfc2e
 def _take_over(model, other, dx):
     model["lines"] += other["lines"]
     for material, hull, panes in other["hulls"]:
@@ -346,7 +346,7 @@ def _hull_faces(model):  # yields (hull number, material, corners, decals) with 
             side = [(x, y, s * half(y)) for _, x, y in hull]
             yield number, material, side[::-s], [(m, [(x, y, s * half(y)) for x, y in pane]) for m, pane in panes]
 
-
+# %% ../nbs/02_streets.ipynb #5c205651
 class Shape:
     "One model as arrays: the corners of all its parts, and for each part its material and when to draw it."
     WHEEL, LINE, TYRE = -2, -1, 99  # ranks: behind the body, lines, in front of it; hulls have their numbers
@@ -382,7 +382,7 @@ class Shape:
         hulls = range(len(model["hulls"])) if len(model["hulls"]) > 1 else ()
         self.hulls = [(r, np.repeat(self.rank == r, sizes)) for r in hulls]
 
-
+# %% ../nbs/02_streets.ipynb #5442f59d
 @lru_cache(maxsize=None)
 def shape(
     name: str,  # of one of MODELS
@@ -409,7 +409,7 @@ MATERIALS = {  # what a material may look like: some colours, and how far it str
 }
 GLOWS = {"lamp": (255, 240, 200), "tail": (255, 50, 30), "bulb": (255, 214, 150), "amber": (255, 170, 40)}
 
-
+# %% ../nbs/02_streets.ipynb #8cf96a4b
 class Palette(dict):
     "Material -> colour of one thing; rolled from the thing's key when first asked for."
 
@@ -443,7 +443,7 @@ CONDITIONS = {  # skies (top, bottom), light per channel, haze in metres, streng
 def _darker(share):  # uint8 [1, 256, 4]: levels times share / 256; the owner stays
     return (np.arange(256)[None, :, None] * np.array([share, share, share, 256]) >> 8).astype(np.uint8)
 
-
+# %% ../nbs/02_streets.ipynb #0d593ff2
 class Canvas:
     "Samples of a picture and who owns each: uint8 [S, S, 4] in `px`, S = `step` times the picture's side."
 
@@ -578,7 +578,7 @@ def _sky(canvas, dice):
     grass = canvas.grade(dice.near(dice.pick([(112, 118, 96), (96, 120, 70), (150, 146, 138)])), 20)
     canvas.px.view(np.uint32)[horizon:] = np.array(grass, np.uint8).view(np.uint32)
 
-
+# %% ../nbs/02_streets.ipynb #14adafc5
 def _road(canvas, scene, dice):
     camera, left, right, pave = canvas.camera, scene["left"], scene["left"] + scene["width"], scene["pave"]
     asphalt, mark = dice.near((96, 96, 100), 30, 4), dice.near((222, 220, 210), 14)
@@ -629,7 +629,7 @@ def _house(canvas, key, x, side, z0, z1):
         band(.4, 2.3, .4, *(((250, 214, 150), glow) if lamps > .6 else ((80, 88, 92), shade)))
         band(2.3, 2.95, .2, dice.near(dice.pick(PAINTS)), shade)
 
-
+# %% ../nbs/02_streets.ipynb #2c593c3b
 def _houses(canvas, scene, dice):
     camera, rows, pave = canvas.camera, [], scene["pave"]
     for side, x in ((-1, min(scene["left"] - pave, -1.5)), (1, max(scene["left"] + scene["width"] + pave, 1.5))):
@@ -681,7 +681,7 @@ def _thing(dice, model, x=0., z=0., heading=None, **more):
     scale = tuple(dice.uniform(.88, 1.12) for _ in range(3))
     return dict(model=model, x=x, z=z, heading=heading, scale=scale, colours=Palette(key), key=key, **more)
 
-
+# %% ../nbs/02_streets.ipynb #a8bf6e31
 def plan(
     view: str,   # 'single', 'multi' or 'detection'
     seed: int,
@@ -814,7 +814,7 @@ def _halo(radius):
     square, edge = x * x + y * y, radius * radius
     return np.maximum(256 * (edge - square), 0) // (edge + 8 * square)
 
-
+# %% ../nbs/02_streets.ipynb #c6aca8e7
 def _shine(canvas, rgb):  # add the halos of the lamps that nothing covers
     side, step = len(rgb), canvas.step
     for x, y, unit, material in canvas.glows:
@@ -826,7 +826,7 @@ def _shine(canvas, rgb):  # add the halos of the lamps that nothing covers
         spot = _halo(r)[y0 - y + r:y1 - y + r, x0 - x + r:x1 - x + r, None] * colour >> 8
         rgb[y0:y1, x0:x1] = np.minimum(rgb[y0:y1, x0:x1] + spot, 255)
 
-
+# %% ../nbs/02_streets.ipynb #8fe9f397
 def _develop(canvas, dice, rain):  # samples to uint8 [size, size, 3]: rain, means, halos, exposure, grain
     px, size = canvas.px, canvas.size
     if rain:
@@ -858,7 +858,7 @@ def _expose(scene, size, condition, backdrop=True):  # the painted canvas and it
         return _expose(dict(scene, things=[]), size, condition, backdrop)  # the answer is hidden: clear the view
     return canvas, objects
 
-
+# %% ../nbs/02_streets.ipynb #046c8d98
 def draw(
     view: str,               # 'single': one vehicle; 'multi': one to four; 'detection': one to seven, also far away
     seed: int,
@@ -874,7 +874,7 @@ def draw(
     canvas, objects = _expose(scene, size, condition)
     return _develop(canvas, Dice(scene["look"], 3), condition == "rain"), objects
 
-
+# %% ../nbs/02_streets.ipynb #ff4d88c1
 def annotate(
     view: str,        # as for `draw`
     seed: int,
@@ -899,7 +899,7 @@ def _targets(view, seed, split, n, size):
     made = [[Object(**{k: v for k, v in o.items() if k != "visible"}) for o in objects] for objects in found]
     return [detection_target(objects, {c: i for i, c in enumerate(CLASSES)}) for objects in made]
 
-
+# %% ../nbs/02_streets.ipynb #b9da12d3
 @sources.register("streets")
 def streets(
     seed: int = 0,        # another seed, other pictures

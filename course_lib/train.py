@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from zlib import crc32
 
+# %% ../nbs/05_training.ipynb #6c14e53a
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -81,7 +82,7 @@ class Classification:
             recall=metrics.MulticlassRecall(**macro), f1=metrics.MulticlassF1Score(**macro),
             confusion=metrics.MulticlassConfusionMatrix(K)))
 
-
+# %% ../nbs/05_training.ipynb #5cc9ffa0
 class MultiLabel(Classification):
     "Any number of classes per picture: binary cross entropy for each class (Bishop 2006, section 4.3)."
     score = "f1"
@@ -102,7 +103,7 @@ class MultiLabel(Classification):
             accuracy=metrics.MultilabelAccuracy(average="micro", **kind), precision=metrics.MultilabelPrecision(**kind),
             recall=metrics.MultilabelRecall(**kind), f1=metrics.MultilabelF1Score(**kind)))
 
-
+# %% ../nbs/05_training.ipynb #0b484dfa
 def channel_statistics(
     images: np.ndarray,  # uint8 [N, H, W, 3]
     most: int = 20_000,  # pictures to look at
@@ -142,7 +143,7 @@ def shifted(images, targets, dice, classes): return shift(images, dice, max(1, i
 @augmentations.register("nudge")  # half as far: better for trainings of few epochs
 def nudged(images, targets, dice, classes): return shift(images, dice, max(1, images.shape[-1] // 16)), targets
 
-
+# %% ../nbs/05_training.ipynb #bd044296
 class Dice(torch.Generator):
     "A source of randomness for the augmentation of a batch."
     epoch: int           # of the batch, from 0
@@ -153,7 +154,7 @@ def generator(*numbers: int) -> Dice:
     "A source of randomness that follows from these numbers."
     return Dice().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
 
-
+# %% ../nbs/05_training.ipynb #a67cf70b
 class Loader:
     "Batches as a network takes them: on the device, augmented if for training, normalised."
     def __init__(self,
@@ -232,7 +233,7 @@ def measure(
     found = {name: value.tolist() for name, value in scores.compute().items()}
     return dict(loss=total.compute().item() / n, **found)
 
-
+# %% ../nbs/05_training.ipynb #da6272ab
 def share(
     n: int,      # things
     part: int,   # from 0
@@ -308,7 +309,7 @@ def one_cycle(step, steps, scores, patience):
     if step <= peak: return 1 - (1 - 1 / 25) * cosine(step, peak, (), 0)
     return 4e-6 + (1 - 4e-6) * cosine(step - peak, max(steps - 1 - peak, 1), (), 0)
 
-
+# %% ../nbs/05_training.ipynb #770b9c42
 @schedules.register("plateau")
 def plateau(step, steps, scores, patience):
     best, waited, drops = -math.inf, 0, 0
@@ -368,7 +369,7 @@ def seed_step(
     if device.type == "cpu": torch.default_generator.manual_seed(word)  # torch.manual_seed sees to GPUs too, and is slow
     else: torch.manual_seed(word)
 
-
+# %% ../nbs/05_training.ipynb #6dbb9f06
 class Checkpoint:
     "A run's state on disk: `parts` have `state_dict`; `place` is the epoch, the step and the sum of losses."
     def __init__(self,
@@ -453,7 +454,7 @@ class Losses:
                 f"{shown}. Try a learning rate ten times lower, warm-up, clip=1 or fp32; look at these files with "
                 "`course data check`")
 
-
+# %% ../nbs/05_training.ipynb #ae20f6c1
 @contextmanager
 def memory_advice(
     recipe: Recipe,
@@ -532,7 +533,7 @@ def leave() -> None:
     "End the connections between processes. Without it their threads may abort a process that is done."
     if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 
-
+# %% ../nbs/05_training.ipynb #8e9c532d
 def best_precision(
     device: str,  # cpu, cuda or mps
 ) -> str:
@@ -554,7 +555,7 @@ def averaged(
             else: average.copy_(value)
     return AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
 
-
+# %% ../nbs/05_training.ipynb #bd6ae27e
 class SharedBatchNorm(nn.BatchNorm2d):
     "Batch normalisation with the statistics of all processes' shares of a batch (Ioffe and Szegedy 2015)."
     def forward(self, x):  # [B, C, H, W]
@@ -573,7 +574,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
             offset = (0 if self.bias is None else self.bias) - mean * scale
             return (values * scale[:, None, None] + offset[:, None, None]).to(x.dtype)
 
-
+# %% ../nbs/05_training.ipynb #ab2cbfad
 @contextmanager
 def keep_memory():
     "Within it, Linux's C library keeps the memory of freed tensors for the next ones. Elsewhere it does nothing."
@@ -594,7 +595,7 @@ class StridedDepthwise(nn.Conv2d):
     def forward(self, x):  # [B, C, H, W]
         with torch.autocast(x.device.type, enabled=False): return super().forward(x.float()).to(x.dtype)
 
-
+# %% ../nbs/05_training.ipynb #03eca5c9
 def prepare_layers(
     model: nn.Module,
     device: torch.device,
@@ -697,7 +698,7 @@ def fit(
     if rank == 0: checkpoint.remove()
     return history
 
-
+# %% ../nbs/05_training.ipynb #aff7a829
 def make_task(
     model: nn.Module,
     splits: Splits,
@@ -719,7 +720,7 @@ def beginning(
         if hasattr(module, "look"): module.look(train.unchanged())
     return dict(epoch=0, step=0, total=0.0, seconds=0.0)
 
-
+# %% ../nbs/05_training.ipynb #780ecb28
 def my_parts(
     n: int,          # pictures in the batch
     recipe: Recipe,
@@ -744,7 +745,7 @@ def finite(
     raise CourseError(f"the validation loss became {loss} in epoch {epoch + 1}, at a learning rate of {rate:.2g}: "
                       "try a learning rate ten times lower, warm-up, clip=1 or fp32")
 
-
+# %% ../nbs/05_training.ipynb #9c15d22d
 def said(
     history: History,
 ) -> str:
@@ -764,7 +765,7 @@ class Best:
 
     def load_state_dict(self, state: dict) -> None: self.weights = state
 
-
+# %% ../nbs/05_training.ipynb #8734061c
 def event_writer(
     folder: Path | None,
     epoch: int,          # from here on; what an interrupted run wrote later is dropped
@@ -787,7 +788,7 @@ def write_events(
 # %% ../nbs/05_training.ipynb #9129a898
 networks = Registry("network")  # name -> function(classes, **arguments) that builds an nn.Module
 
-
+# %% ../nbs/05_training.ipynb #4ca653b2
 @dataclass
 class Network:
     "A trained network from pictures to classes, with calibrated probabilities."
@@ -848,9 +849,9 @@ class Network:
         "The predictor in a bundle. CourseError if its architecture is unknown or its weights do not fit."
         return load_weights(bundle, lambda model, meta: cls(
             model, meta["classes"], meta["input_size"], tuple(meta["mean"]), tuple(meta["std"]), meta["architecture"], meta["network"],
-            meta["task"], meta["temperature"], meta["about"], meta["views"], tuple(meta.get("thresholds", ()))))
+            meta["task"], meta["temperature"], meta["about"], meta["views"], tuple(meta["thresholds"])))
 
-
+# %% ../nbs/05_training.ipynb #f2fb1963
 formats["safetensors"] = Network.load
 
 
@@ -864,7 +865,7 @@ def save_weights(
     return save_bundle(folder, meta | dict(versions=versions("torch", "safetensors")),
                        lambda part: save_file(state, part / "weights.safetensors"))
 
-
+# %% ../nbs/05_training.ipynb #56044965
 def load_weights(
     bundle: Bundle,  # from `open_bundle`
     wrap,            # wrap(model, meta) returns the predictor
@@ -918,7 +919,7 @@ def network(
         return build
     return add
 
-
+# %% ../nbs/05_training.ipynb #a9360351
 def arguments_of(function) -> list[inspect.Parameter]: return list(inspect.signature(function).parameters.values())
 
 
@@ -943,7 +944,7 @@ def own_options(
     known = {p.name for p in arguments_of(fit)}
     return [p for p in arguments_of(learn) if p.name not in known]
 
-
+# %% ../nbs/05_training.ipynb #93064ad2
 def train_network(
     name: str,                       # in `networks`
     splits: Splits,                  # single-label or multi-label data
@@ -960,14 +961,14 @@ def train_network(
         raise CourseError(f"this model needs single-label or multi-label data, not {splits.task}: put "
                           "'?view=multi' behind the path of data with boxes to learn which classes are in a picture")
     if len(splits.classes) < 2: raise CourseError("only one class in the data: a classifier needs two or more")
+    if views not in (1, 2, 6): raise CourseError(f"views={views}: use 1, 2 or 6")
+    if input_size is not None: within(LEAST, 4096, input_size=input_size)
     learn, defaults = models[name].learn, models[name].defaults
     take = lambda parameters: {p.name: options.pop(p.name) for p in parameters if p.name in options}
     recipe, how, arguments = Recipe(**{**defaults, **take(arguments_of(Recipe))}), take(own_options(learn)), options
     if with_valid: splits = replace(splits, train=join(splits.train, splits.valid), valid=splits.valid.subset([]))
     torch.manual_seed(recipe.seed)
     model = networks[name](len(splits.classes), **arguments)
-    if views not in (1, 2, 6): raise CourseError(f"views={views}: use 1, 2 or 6")
-    if input_size is not None: within(LEAST, 4096, input_size=input_size)
     size = input_size or int(np.clip(min(splits.train.read(0).shape[:2]), *getattr(model, "sizes", (32, 64))))
     task = make_task(model, splits, size, recipe)
     history = learn(model, splits, recipe, size, task, folder, resume, device, **how)
@@ -976,7 +977,7 @@ def train_network(
     if models[name].finish: models[name].finish(trained, splits)
     return trained
 
-
+# %% ../nbs/05_training.ipynb #1212695d
 def described(
     trained: Network,
     splits: Splits,
@@ -995,7 +996,7 @@ def described(
                          trained_on=len(splits.train))
     return trained
 
-
+# %% ../nbs/05_training.ipynb #dbfdffaf
 def record_runs(
     spec: str,           # data, as for `load`
     path: Path,          # the json file: {"runs": [...]}; runs of the same model and seed are replaced
@@ -1013,7 +1014,7 @@ def record_runs(
         path.write_text(json.dumps(dict(runs=runs), indent=1) + "\n", encoding="utf-8")
     return [run for run in runs if run["model"] == model]
 
-
+# %% ../nbs/05_training.ipynb #f25230b7
 def recorded(
     path: Path,  # of a file that `record_runs` wrote
     score: str = "accuracy",  # or another that the runs have, as map_50
@@ -1030,7 +1031,7 @@ def recorded(
             raise CourseError(f"'{path}' has runs of {model} with different options: they have no common mean")
     return found
 
-
+# %% ../nbs/05_training.ipynb #c1a80e14
 def join(
     first: Pictures,
     second: Pictures,  # of the same classes and task

@@ -41,7 +41,7 @@ class Weights:
     std: tuple
     size: int    # side of the pictures in pixels
 
-
+# %% ../nbs/09_transfer.ipynb #cca0e376
 def at_hand(
     file: str,  # of weights
 ) -> Path | None:
@@ -70,7 +70,7 @@ def published(
     seen = [(str(entry), Path(entry.url).name, entry.transforms()) for entry in entries]
     return [Weights(entry, file, tuple(way.mean), tuple(way.std), way.crop_size[0]) for entry, file, way in seen]
 
-
+# %% ../nbs/09_transfer.ipynb #bcb2e91c
 def timm_weights(
     name: str,  # of timm
 ) -> list[Weights]:
@@ -93,7 +93,7 @@ def build(
         return timm.create_model(name.removeprefix("timm:"), pretrained=weights is not None)
     return zoo.get_model(name, weights=weights and zoo.get_weight(weights.name))
 
-
+# %% ../nbs/09_transfer.ipynb #b7fa11c5
 def pretrained(
     name: str,  # one of `backbones`, or timm:NAME
 ) -> tuple[nn.Module, Weights]:
@@ -106,7 +106,7 @@ def pretrained(
         raise CourseError(f"the weights of '{name}' are not here and cannot be downloaded ({type(error).__name__}): put "
                           f"{choices[0].file} into '{torch_cache()}', or begin with random ones: --weights none") from None
 
-
+# %% ../nbs/09_transfer.ipynb #2b2a0717
 def from_file(
     name: str,         # one of `backbones`, or timm:NAME
     weights: Weights,
@@ -149,7 +149,7 @@ def last_linear(
     if linear: return linear[-1]
     raise CourseError(f"{type(net).__name__} has no linear layer at its end: it cannot be a backbone")
 
-
+# %% ../nbs/09_transfer.ipynb #e9f01c11
 class Backbone(nn.Module):
     """A published network without its head, or whole: pictures [B, 3, S, S], 0..1, to [B, width].
 
@@ -197,7 +197,7 @@ def embeddings(
     key = sha1(f"{fingerprint(backbone)}:{pictures.key}:{input_size}:{views}".encode()).hexdigest()[:20]
     return np.load(build_once(home() / "cache" / f"embeddings-{key}.npy", write), mmap_mode="r")
 
-
+# %% ../nbs/09_transfer.ipynb #f976ccf0
 def embed(
     backbone: Backbone,
     images: np.ndarray,    # uint8 [N, S, S, 3]
@@ -217,7 +217,7 @@ def embed(
             found.append(torch.stack(seen, 1).float().cpu().numpy())
     return np.concatenate(found)
 
-
+# %% ../nbs/09_transfer.ipynb #0d651b78
 def fused(
     net: nn.Module,
 ) -> nn.Module:
@@ -251,7 +251,7 @@ class Embedded:
     def loader(self, pictures, device, training=False):
         return Vectors(self.vectors[pictures.key], pictures, self.recipe, device, training)
 
-
+# %% ../nbs/09_transfer.ipynb #3c596643
 class Vectors:
     "Batches of embeddings, float32 [B, width]; in training one view of each picture, drawn by chance."
     def __init__(self,
@@ -317,7 +317,7 @@ class Transfer(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad: module.eval()
         return self
 
-
+# %% ../nbs/09_transfer.ipynb #53bee96a
 def stages(
     backbone: Backbone,
 ) -> list[list[nn.Parameter]]:
@@ -333,7 +333,7 @@ def stages(
     known = {id(p) for group in found for p in group}
     return [[p for p in backbone.net.parameters() if id(p) not in known] + found[0]] + found[1:]
 
-
+# %% ../nbs/09_transfer.ipynb #47e0d3aa
 def chain(
     net: nn.Module,
 ) -> list[nn.Module]:
@@ -372,7 +372,7 @@ def phases(
     steps = [share(epochs, i, stages) for i in range(stages)]
     return [(i + 1, step.stop - step.start) for i, step in enumerate(steps) if step.stop > step.start]
 
-
+# %% ../nbs/09_transfer.ipynb #fbfc4be2
 def learn_transfer(
     model: Transfer,
     splits: Splits,
@@ -400,7 +400,7 @@ def learn_transfer(
     return follow(plan, model, groups, stage_decay, folder, resume, head, lambda epochs, place: fit(
         model, splits, briefer(recipe, epochs), input_size, task, place, resume, device))
 
-
+# %% ../nbs/09_transfer.ipynb #1a837495
 def briefer(recipe: Recipe, epochs: int) -> Recipe:
     "The recipe for a part of its epochs."
     return replace(recipe, epochs=epochs, warmup=min(recipe.warmup, epochs))
@@ -426,7 +426,7 @@ def follow(
     for path in Path(folder).glob("*/done.pt") if folder else (): path.unlink()
     return joined(done)
 
-
+# %% ../nbs/09_transfer.ipynb #568cef4b
 def step(
     model: nn.Module,
     folder: Path | None,  # of this step
@@ -447,7 +447,7 @@ def step(
     build_once(path, lambda part: torch.save(dict(model=model.state_dict(), history=history.state_dict()), part))
     return history
 
-
+# %% ../nbs/09_transfer.ipynb #a10bf45f
 def joined(
     histories: list[History],  # of one model, one after the other
 ) -> History:
