@@ -181,7 +181,7 @@ def test_every_network_takes_pictures_of_any_side(name):
 
 
 def test_too_small_pictures_are_refused_and_progressive_does_not_make_them(splits):
-    with pytest.raises(CourseError, match="16 or more"): models["cnn"](splits, input_size=8)
+    with pytest.raises(CourseError, match="from 16 to 4096"): models["cnn"](splits, input_size=8)
     assert side_at(32, 0, Recipe(progressive=0.2)) == LEAST and side_at(12, 0, Recipe(progressive=0.2)) == 12
 
 
