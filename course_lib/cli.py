@@ -72,6 +72,7 @@ def data_list(args) -> int:
 def data_check(args) -> int:
     "Examine a data set; 1 if something would break training."
     from course_lib.data import check, fix
+    within(0, 1e9, most=args.most)
     diagnosis = check(args.data, seed=args.seed)
     print(json.dumps(diagnosis.as_dict(), indent=2) if args.json else diagnosis.table(args.most))
     if args.fix is not None:
@@ -146,7 +147,7 @@ def untrained(
 # %% ../nbs/91_cli.ipynb #287e39b8
 def evaluate_bundle(args) -> int:
     "Measure a bundle on a split."
-    from course_lib.data import load
+    from course_lib.data import in_order, load
     bundle = open_bundle(args.bundle)
     predictor, meta = model_in(bundle), bundle.meta
     splits = load(args.data, seed=meta.get("seed", 0) if args.seed is None else args.seed)
@@ -157,7 +158,7 @@ def evaluate_bundle(args) -> int:
                           f"both: {', '.join(sorted(missing))}")
     if splits.fingerprint != meta.get("data", {}).get("fingerprint", splits.fingerprint):
         print("note: not the splits that the model was trained with; it may have learnt from some of these pictures", file=sys.stderr)
-    result = evaluators[splits.task](predictor, splits[args.split])
+    result = evaluators[splits.task](predictor, in_order(splits[args.split], predictor.classes))
     if args.json: print(json.dumps(dict(data=args.data, split=args.split, **result), indent=2))
     else: print(score_table(result))
     return 0
@@ -188,7 +189,7 @@ def predict(args) -> int:
     if args.threshold is not None: within(0, 1, threshold=args.threshold)
     read, names = pictures_at(args.pictures)
     drawn = {name: drawn_file(args.draw, name, Path(args.pictures).expanduser()) for name in names} if args.draw else {}
-    make_room(args.pictures, names, [*drawn.values(), *([Path(args.out)] if args.out else [])])
+    make_room(args.pictures, names, args.bundle, [*drawn.values(), *([Path(args.out)] if args.out else [])])
     results, started, size = [], time.perf_counter(), 8 if boxes else 64
     for start in progress(range(0, len(names), size), "predicting", unit="batches"):
         some = names[start:start + size]
@@ -197,14 +198,16 @@ def predict(args) -> int:
     seconds = time.perf_counter() - started
     if args.out: Path(args.out).write_text(json.dumps(results, indent=2), encoding="utf-8")
     else: print("\n".join(map(as_line, results)))
-    print(f"{len(results)} pictures in {seconds:.1f} s ({len(results) / seconds:.0f} pictures/s)", file=sys.stderr)
-    return 0 if any("error" not in row for row in results) else 2
+    unread = sum("error" in row for row in results)
+    print(f"{len(results)} pictures in {seconds:.1f} s ({len(results) / seconds:.0f} pictures/s)"
+          + (f"; {unread} of them cannot be read" if unread else ""), file=sys.stderr)
+    return 2 if unread == len(results) else 0
 
 # %% ../nbs/91_cli.ipynb #e8f2e520
 def pictures_at(
     path: str,  # a picture, a folder or a zip
 ) -> tuple[Callable[[str], bytes], list[str]]:
-    "A function that reads a picture's file, and the names it takes. CourseError if there is none."
+    "A function that reads a picture's file, and the names it takes, relative to `path`. CourseError if there is none."
     from course_lib.data import Files
     if not path: raise CourseError("predict what? give the path of a picture, a folder or a zip")
     try: path = Path(path).expanduser()
@@ -213,18 +216,20 @@ def pictures_at(
     if path.is_file() and path.suffix.lower() != ".zip": return (lambda name: path.read_bytes()), [str(path)]
     files = Files(path)
     if not files.pictures: raise CourseError(f"'{path}' holds no pictures (jpg, png, bmp, tiff or webp)")
-    return files.read, files.pictures
+    return (lambda name: files.read(name[len(files.prefix):])), [files.prefix + name for name in files.pictures]
 
 # %% ../nbs/91_cli.ipynb #4d3c8a2c
 def make_room(
     path: str,            # what is read: a picture, a folder or a zip
     names: list[str],     # of the pictures
+    bundle: str,          # that is used
     targets: list[Path],  # what is going to be written
 ) -> None:
     "Make the folders of files that are going to be written. CourseError for one that would replace what is read, or a folder."
-    root = Path(path).expanduser()
+    root, model = Path(path).expanduser(), Path(bundle).expanduser().resolve()
     read = {root.resolve(), *((root / name).resolve() for name in names)}
     for target in targets:
+        if model in target.resolve().parents: raise CourseError(f"'{target}' is in the bundle: choose another place to write to")
         if target.resolve() in read: raise CourseError(f"'{target}' is one of the originals: choose another place to write to")
         if target.is_dir(): raise CourseError(f"'{target}' is a folder: choose a name for a file")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -437,8 +442,8 @@ def _add_use(commands) -> None:
     action = _add(commands, "predict", predict, "say what is on pictures")
     action.add_argument("bundle", metavar="BUNDLE", help="a folder written by `course train`")
     action.add_argument("pictures", metavar="IMAGE_OR_DIR", help="a picture, a folder or a zip")
-    action.add_argument("--top-k", type=int, help="most classes to name per picture (default: 5; with several labels, all)")
-    text = "least probability of a named class, 0..1 (default: 0; with several labels per picture, each class's own)"
+    action.add_argument("--top-k", type=int, help="most classes or boxes per picture (default: 5; with several labels or boxes, all)")
+    text = "least probability of what is named, 0..1 (default: 0; with several labels, each class's own; with boxes, the detector's)"
     action.add_argument("--threshold", type=float, help=text)
     action.add_argument("--out", metavar="FILE", help="write json there instead of lines to the screen")
     action.add_argument("--draw", metavar="OUT", help="a folder for the pictures with boxes and names drawn; for detectors")

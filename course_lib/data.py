@@ -5,10 +5,10 @@ __all__ = ['SUFFIXES', 'LABELS', 'CONVERTED', 'SINGLE', 'MULTI', 'DETECTION', 'S
            'note', 'UNREAD', 'UNLISTED', 'COCO_LISTS', 'NO_BOXES', 'UNCLEAR', 'NAMES', 'ABOUT', 'PARTS', 'decode',
            'decode_with', 'to_rgb', 'Files', 'suffix', 'Record', 'look', 'peculiarity', 'describe', 'index', 'parallel',
            'uniform', 'assign', 'Object', 'Item', 'Finding', 'Survey', 'survey', 'clean_boxes', 'without_boxes',
-           'Pictures', 'Splits', 'load', 'parse_options', 'load_files', 'survey_with', 'split_items', 'missing_classes',
-           'detection_target', 'pixels', 'resize', 'Order', 'Batches', 'to_float', 'flip', 'shift', 'download',
-           'load_torchvision', 'load_voc', 'Diagnosis', 'check', 'survey_splits', 'near_duplicates', 'write_dataset',
-           'write_splits', 'fix']
+           'Pictures', 'Splits', 'in_order', 'load', 'parse_options', 'load_files', 'survey_with', 'split_items',
+           'missing_classes', 'detection_target', 'pixels', 'resize', 'Order', 'Batches', 'to_float', 'flip', 'shift',
+           'download', 'load_torchvision', 'load_voc', 'Diagnosis', 'check', 'survey_splits', 'near_duplicates',
+           'write_dataset', 'write_splits', 'fix']
 
 # %% ../nbs/01_data.ipynb #90516aa9
 import csv
@@ -778,8 +778,12 @@ def _survey_csv(files: Files, table: str) -> Survey:
     names = {os.path.splitext(n)[0]: n for n in files.pictures} | {n: n for n in files.pictures}  # endings may be missing
     for name in names: by_name[PurePosixPath(name).name].append(name)
     rows, file, classes = _read_table(files, table)
+    apart = _separator([row for _, row in rows])
+    if spaced := [line for line, row in rows if apart == r"\s+" and re.search(apart, _label_text(row))]:
+        findings.append(warning("labels with spaces", table, f"line {spaced[0]}: taken apart at the spaces, {len(spaced)} rows in "
+                                "all: write ; between labels, or behind one"))
     for line, row in rows:
-        try: labels, split = _row_labels(row, classes), _row_split(row)
+        try: labels, split = _row_labels(row, classes, apart), _row_split(row)
         except ValueError as why: findings.append(error("broken annotation", table, f"line {line}: {why}: left out")); continue
         found = names.get(_coco_picture(PurePosixPath(""), row[file], by_name))
         if not found: findings.append(error("missing picture", table, f"line {line}: no picture {row[file]}: left out"))
@@ -828,13 +832,20 @@ def _row(columns: list[str], cells: list[str]) -> dict:
     return row | ({None: "".join(cells[len(columns):])} if any(cells[len(columns):]) else {})
 
 # %% ../nbs/01_data.ipynb #b78ab440
-def _row_labels(row: dict, classes: list[str]) -> list[str]:
+def _label_text(row: dict) -> str:
+    return next((row[name] or "" for name in row if name and name.lower() in ("labels", "tags")), "")
+
+
+def _separator(rows: list[dict]) -> str:
+    "What stands between the labels of a row in this table, as a regular expression: ; | or , if some row has one, else spaces."
+    return "[;|,]" if any(re.search("[;|,]", _label_text(row)) for row in rows) else r"\s+"
+
+
+def _row_labels(row: dict, classes: list[str], apart: str) -> list[str]:
     "The labels in a row: of one column with names, else of the columns that hold a 1. ValueError for another value."
     if None in row or None in row.values(): raise ValueError("has not as many cells as the first line")
     if not classes:
-        text = next(row[name] for name in row if name.lower() in ("labels", "tags"))
-        names = re.split(r"[;|,]", text) if re.search(r"[;|,]", text) else text.split()
-        return list(dict.fromkeys(name.strip() for name in names if name.strip()))
+        return list(dict.fromkeys(name.strip() for name in re.split(apart, _label_text(row)) if name.strip()))
     if wrong := [name for name in classes if row[name] not in ("0", "1")]:
         raise ValueError(f"{wrong[0]} is '{row[wrong[0]]}', not 0 or 1")
     return [name for name in classes if row[name] == "1"]
@@ -909,6 +920,18 @@ class Splits:
     def __str__(self):
         sizes = ", ".join(f"{len(self[name])} {name}" for name in NAMES)
         return f"{self.spec}: {self.task}, {len(self.classes)} classes, {sizes}"
+
+# %% ../nbs/01_data.ipynb #98414363
+def in_order(
+    pictures: Pictures,
+    classes: list[str],  # the same names in another order, as a model knows them
+) -> Pictures:
+    "The same pictures with their classes in this order."
+    if list(pictures.classes) == list(classes): return pictures
+    place = np.array([list(classes).index(name) for name in pictures.classes])  # [K], the new number of each
+    new = {SINGLE: lambda target: int(place[target]), MULTI: lambda target: target[place.argsort()],
+           DETECTION: lambda target: dict(target, labels=place[target["labels"] - 1] + 1)}[pictures.task]
+    return replace(pictures, classes=list(classes), targets=[new(target) for target in pictures.targets])
 
 # %% ../nbs/01_data.ipynb #63d2a52d
 def load(

@@ -33,7 +33,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 # %% ../nbs/04_shallow.ipynb #6b1a468e
-from .core import Bundle, CourseError, evaluators, formats, models, peak_memory, progress, save_bundle, versions
+from .core import Bundle, CourseError, evaluators, formats, models, peak_memory, progress, save_bundle, versions, within
 from .data import DETECTION, SINGLE, Pictures, Splits, load, pixels, resize
 from .features import Features
 
@@ -508,7 +508,8 @@ def forest(
 ) -> Shallow:
     "A random forest (Breiman 2001) on handcrafted features."
     single_label(splits.task)
-    positive(input_size=input_size, trees=trees, leaf=leaf)
+    positive(input_size=input_size, trees=trees)
+    if leaf is not None: within(1, 1e9, leaf=leaf)
     tree = lambda k: RandomForestClassifier(trees, min_samples_leaf=k, random_state=seed % 2**32)
     return fit_best(lambda D: {f"leaf={k}": tree(k) for k in ([leaf] if leaf else [1, 4])},
                     make_features(features, 800, seed), splits, input_size, refit)

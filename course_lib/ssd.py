@@ -292,7 +292,7 @@ class SSD(nn.Module):
         super().__init__()
         within(32, 4096, input_size=size)
         within(8, 8192, width=width)
-        within(0, 8192, pyramid=pyramid)
+        if pyramid: within(8, 8192, pyramid=pyramid)
         within(0.001, 1, smallest=smallest)
         within(smallest, 1, largest=largest)
         self.size = size

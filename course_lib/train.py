@@ -4,12 +4,12 @@
 __all__ = ['tasks', 'augmentations', 'LEAST', 'schedules', 'optimizers', 'networks', 'Classification', 'MultiLabel',
            'channel_statistics', 'flipped', 'alternated', 'shifted', 'nudged', 'Dice', 'generator', 'Loader', 'side_at',
            'measure', 'share', 'as_float', 'Recipe', 'constant', 'cosine', 'linear', 'one_cycle', 'plateau',
-           'learning_rate', 'groups', 'adamw', 'sgd', 'seed_step', 'Checkpoint', 'Losses', 'memory_advice', 'History',
-           'make_accelerator', 'leave', 'best_precision', 'averaged', 'SharedBatchNorm', 'keep_memory',
-           'StridedDepthwise', 'prepare_layers', 'restore_layers', 'fit', 'make_task', 'beginning', 'my_parts',
-           'finite', 'said', 'Best', 'event_writer', 'write_events', 'Network', 'save_weights', 'load_weights',
-           'views_of', 'network', 'arguments_of', 'extends', 'own_options', 'train_network', 'described', 'record_runs',
-           'recorded', 'join']
+           'learning_rate', 'groups', 'adamw', 'sgd', 'seed_step', 'Checkpoint', 'unfinished', 'claim', 'Losses',
+           'advice', 'History', 'make_accelerator', 'leave', 'best_precision', 'averaged', 'SharedBatchNorm',
+           'keep_memory', 'StridedDepthwise', 'prepare_layers', 'restore_layers', 'fit', 'make_task', 'beginning',
+           'my_parts', 'refuse_scores', 'finite', 'said', 'Best', 'event_writer', 'write_events', 'Network',
+           'save_weights', 'load_weights', 'views_of', 'network', 'arguments_of', 'extends', 'own_options',
+           'train_network', 'described', 'record_runs', 'recorded', 'join']
 
 # %% ../nbs/05_training.ipynb #10431886
 import atexit
@@ -412,13 +412,37 @@ class Checkpoint:
 
     def refuse(self) -> None:
         "CourseError if an unfinished run is there: starting anew would destroy it."
-        if not self.path or not self.path.is_file(): return
-        raise CourseError(f"'{self.path.parent}' holds an unfinished run: add --resume (resume=True) to go on with it, "
-                          "or delete that folder")
+        if self.path and self.path.is_file(): raise unfinished(self.path.parent)
 
     def remove(self) -> None:
         "The run is finished."
         if self.path: self.path.unlink(missing_ok=True)
+
+# %% ../nbs/05_training.ipynb #012f921b
+def unfinished(
+    folder: Path,  # of a run
+) -> CourseError:
+    "To raise where starting anew would destroy it."
+    return CourseError(f"'{folder}' holds an unfinished run: add --resume (resume=True) to go on with it, or delete that folder")
+
+
+def claim(
+    folder: Path,  # of a run
+    resume: bool,
+    asked: dict,   # all that decides how the run ends
+) -> None:
+    "Write to `run.json` what is asked for. CourseError if the folder holds an unfinished run, or to be resumed another one."
+    record, asked = Path(folder) / "run.json", json.loads(json.dumps(asked, default=str))
+    if any(path.name in ("checkpoint.pt", "done.pt") for path in Path(folder).rglob("*.pt")):  # of the whole, or of a part
+        if not resume: raise unfinished(folder)
+        try: was = json.loads(record.read_text(encoding="utf-8"))
+        except (OSError, ValueError): raise CourseError(f"'{folder}' does not say what was asked for: delete it to start anew") from None
+        for name, value in asked.items():
+            if was.get(name) != value:
+                raise CourseError(f"'{folder}' is a run with {name}={was.get(name)}, not {value}: use the same, or another folder")
+    elif int(os.environ.get("RANK", 0)) == 0:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(asked, indent=1), encoding="utf-8")
 
 # %% ../nbs/05_training.ipynb #859911a8
 class Losses:
@@ -456,12 +480,16 @@ class Losses:
 
 # %% ../nbs/05_training.ipynb #ae20f6c1
 @contextmanager
-def memory_advice(
+def advice(
     recipe: Recipe,
     device: torch.device,
 ):
-    "Turn 'out of memory' into a CourseError that says which settings to lower."
+    "Turn 'out of memory', and a single value to normalise, into a CourseError that says which settings to change."
     try: yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error): raise
+        raise CourseError(f"batch normalisation needs more than one value: with batches of {recipe.batch_size} in {recipe.accumulate} "
+                          "part(s) use larger batches, less accumulation, or larger pictures") from error
     except RuntimeError as error:  # torch.OutOfMemoryError is one; on the CPU there is only the text
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error): raise
         raise CourseError(f"out of memory on {device} with batches of {recipe.batch_size} in {recipe.accumulate} part(s): "
@@ -631,6 +659,7 @@ def fit(
     Same seed, same machine: the same weights, bit for bit, also when the run is interrupted and resumed. Under torchrun
     the processes share each batch. CourseError for a loss that is not finite, for lack of memory, for a wrong resume."""
     if not len(splits.train): raise CourseError("no pictures to learn from: the training split is empty")
+    if not len(splits.valid): refuse_scores(recipe)
     accelerator = make_accelerator(recipe, device)
     rank, world = accelerator.process_index, accelerator.num_processes
     task = task or make_task(model, splits, input_size, recipe)
@@ -651,7 +680,7 @@ def fit(
     bar = progress(total=recipe.epochs * len(train), initial=place["epoch"] * len(train) + place["step"], unit="step",
                    desc="training", disable=None if rank == 0 else True)
 
-    with bar, memory_advice(recipe, accelerator.device), keep_memory():
+    with bar, advice(recipe, accelerator.device), keep_memory():
         for epoch in range(place["epoch"], recipe.epochs):
             if recipe.early_stopping_patience and history.waited() >= recipe.early_stopping_patience: break
             began, losses = time.perf_counter() - place["seconds"], Losses(place["total"], train, every)
@@ -733,6 +762,15 @@ def my_parts(
     count = min(recipe.accumulate, mine.stop - mine.start)
     for part in (share(mine.stop - mine.start, i, count) for i in range(count)):
         yield slice(mine.start + part.start, mine.start + part.stop)
+
+
+def refuse_scores(
+    recipe: Recipe,
+) -> None:
+    "CourseError for what goes by the score on the validation split: there are no pictures in it."
+    for name, asked in dict(keep="best", schedule="plateau").items():
+        if getattr(recipe, name) == asked: raise CourseError(f"{name}={asked} goes by validation pictures, and there are none")
+    if recipe.early_stopping_patience: raise CourseError("early_stopping_patience goes by validation pictures, and there are none")
 
 
 def finite(
@@ -904,7 +942,12 @@ def network(
     a function(splits, **options) that trains it. The options are its own arguments, `learn`'s, and the recipe's fields."""
     whole = trainer or train_network
     def add(build):
-        def train(splits, **options): return whole(name, splits, **options)
+        def train(splits, **options):
+            asked = inspect.signature(train).bind(splits, **options)
+            asked.apply_defaults()
+            free = {what: asked.arguments.pop(what, None) for what in ("splits", "device", "folder", "resume")}
+            if free["folder"]: claim(free["folder"], free["resume"], dict(asked.arguments, model=name, data=splits.fingerprint))
+            return whole(name, splits, **options)
         splits, *general = [p for p in arguments_of(whole) if p.name not in ("name", "options")]
         recipe = [p.replace(default=defaults.get(p.name, p.default)) for p in arguments_of(Recipe)
                   if p.name not in unused]

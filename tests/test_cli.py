@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from making import vouched
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from course_lib import data
 from course_lib.cli import add_options, argument_comments, main
 from course_lib.core import models, open_bundle
 
@@ -147,6 +149,48 @@ def test_predictions_never_replace_pictures(digits, bundle, tmp_path, capsys):
     assert picture.read_bytes() == before
     assert main(["predict", str(bundle), str(picture), "--out", str(tmp_path / "new" / "p.json")]) == 0
     assert json.loads((tmp_path / "new" / "p.json").read_text(encoding="utf-8"))[0]["predictions"]
+
+
+def test_pictures_below_a_single_folder_are_named_from_the_given_path_and_safe(digits, bundle, tmp_path, capsys):
+    inner = tmp_path / "holiday" / "2024" / "day 1"
+    inner.mkdir(parents=True)
+    shutil.copy(digits / "ziffer 1 ü" / "1.png", inner / "1.png")
+    before = (inner / "1.png").read_bytes()
+    assert "originals" in one_line(capsys, "predict", bundle, tmp_path / "holiday", "--out", inner / "1.png")
+    assert (inner / "1.png").read_bytes() == before
+    assert main(["predict", str(bundle), str(tmp_path / "holiday"), "--out", str(tmp_path / "p.json")]) == 0
+    assert json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))[0]["file"] == "2024/day 1/1.png"
+
+
+def test_predictions_never_go_into_the_bundle(digits, bundle, capsys):
+    before = (bundle / "model.json").read_bytes()
+    for name in ("model.json", "new.json"):
+        assert "bundle" in one_line(capsys, "predict", bundle, digits, "--out", bundle / name)
+    assert (bundle / "model.json").read_bytes() == before and not (bundle / "new.json").exists()
+
+
+def test_predict_says_how_many_pictures_it_cannot_read(digits, bundle, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert main(["predict", str(bundle), str(tmp_path / "notes.txt"), "--out", str(tmp_path / "p.json")]) == 2
+    assert "1 of them cannot be read" in capsys.readouterr().err
+    assert main(["predict", str(bundle), str(digits), "--out", str(tmp_path / "p.json")]) == 0
+    assert "cannot be read" not in capsys.readouterr().err
+
+
+def test_evaluate_does_not_mind_another_order_of_classes(digits, bundle, capsys, monkeypatch):
+    load = data.load
+    def turned(spec, **how):
+        found = load(spec, **how)
+        part = data.in_order(found.test, found.classes[::-1])
+        assert [part.classes[k] for k in part.targets] == [found.classes[k] for k in found.test.targets]
+        return replace(found, test=part, classes=part.classes)
+    results = []
+    for loader in (load, turned):
+        with monkeypatch.context() as patch:
+            patch.setattr(data, "load", loader)
+            assert main(["evaluate", str(bundle), "--data", str(digits), "--json"]) == 0
+        results.append(json.loads(capsys.readouterr().out))
+    assert results[0]["accuracy"] == results[1]["accuracy"] > 0.8 and results[0]["per_class"] == results[1]["per_class"]
 
 
 @pytest.mark.parametrize("words, says", [(["--top-k", "0"], "top_k=0"), (["--threshold", "2"], "threshold=2.0"),

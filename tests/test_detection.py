@@ -18,10 +18,10 @@ from torchvision.models.detection.ssd import SSD as TheirSSD
 from course_lib import boxes as boxes_module
 from course_lib import cli
 from course_lib import detection as module
-from course_lib.boxes import anchors, xyxy_to_cxcywh
+from course_lib.boxes import anchors, iou, xyxy_to_cxcywh
 from course_lib.core import CourseError, models, open_model
 from course_lib.data import DETECTION, Pictures, check, load, write_splits
-from course_lib.detection import (AveragePrecision, Coco, Detection, ap50, as_truth, best_threshold, detections,
+from course_lib.detection import (AveragePrecision, Coco, Detection, ap50, as_truth, best_threshold, detections, free_place,
                                   diagnose, draw, evaluate_detector, learn_by_heart, scores_of, sort_detections, squared)
 from course_lib.train import Recipe
 
@@ -377,6 +377,9 @@ def test_same_seed_same_weights_and_a_resumed_run_too(streets, trained, tmp_path
         return loss(self, outputs, targets)
     monkeypatch.setattr(Detection, "loss", failing)
     with pytest.raises(KeyboardInterrupt): models["ssd"](streets, **TINY, folder=tmp_path / "run")
+    for name, value in dict(backbone_rate=0.9, smallest=0.2, frozen=4, weights="published").items():
+        with pytest.raises(CourseError, match=name):
+            models["ssd"](streets, **{**TINY, name: value}, folder=tmp_path / "run", resume=True)
     again = models["ssd"](streets, **TINY, folder=tmp_path / "run", resume=True)
     for a, b in zip(trained.model.state_dict().values(), again.model.state_dict().values()): assert torch.equal(a, b)
 
@@ -446,6 +449,18 @@ def test_a_folder_with_every_fault_is_named_repaired_and_never_a_nan(tmp_path):
     trained = models["ssd"](load(folder), **TINY)
     assert all(np.isfinite([row["train_loss"], row["valid_loss"]]).all() for row in trained.about["history"])
     assert all(value.isfinite().all() for value in trained.model.state_dict().values())
+
+
+def test_names_in_drawn_pictures_are_inside_and_apart():
+    taken = []
+    for box in [(10, 30, 60, 90)] * 4 + [(10, 10, 60, 15), (80, 0, 99, 20)]:     # four times the same, one higher, one in a corner
+        taken.append(free_place(box, (30, 10), (100, 100), taken))
+    assert [place[1] for place in taken[:4]] == [20, 30, 90, 80]                 # above, inside, below, inside at the bottom
+    for n, (x1, y1, x2, y2) in enumerate(taken):
+        assert 0 <= x1 < x2 <= 100 and 0 <= y1 < y2 <= 100
+        assert not iou(torch.tensor([[x1, y1, x2, y2]]).float(), torch.tensor(taken[:n]).view(-1, 4).float()).any()
+    assert free_place((10, 30, 60, 90), (30, 10), (100, 100), taken) == taken[0]  # nowhere is free: above
+    assert free_place((0, 0, 4, 4), (30, 10), (20, 6), []) == (0, 0, 30, 10)      # a picture smaller than the label
 
 
 def test_only_detectors_draw(tmp_path, capsys):

@@ -537,6 +537,13 @@ def test_tables_are_read_with_spaces_and_all_line_ends(name, end, tmp_path):
     assert {item.name: item.labels for item in data.survey(folder).items} == {f"{i}.png": ["cat dog".split()[i % 2]] for i in range(12)}
 
 
+@pytest.mark.parametrize("more, classes, warned", [("", {"house", "cat", "dog"}, True), (";dog", {"house cat", "cat", "dog"}, False)])
+def test_spaces_part_labels_only_where_no_row_has_another_mark(more, classes, warned, tmp_path):
+    folder = table(tmp_path / "data", "file,labels", f"0.png,house cat{more}", *ROWS[1:])
+    assert ("labels with spaces" in [f.kind for f in data.check(folder).findings]) == warned
+    assert set(data.survey(folder).classes) == classes
+
+
 BAD_ROWS = {  # a row that takes the place of that of 5.png, in line 7
     "too few cells": "5.png", "too many cells": "5.png,cat,dog", "no such picture": "99.png,cat",
 }

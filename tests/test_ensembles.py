@@ -155,6 +155,14 @@ def test_a_finished_member_is_not_trained_again(splits, tmp_path, monkeypatch):
     whole = models["ensemble"](splits, join="stack", **TINY)
     monkeypatch.setattr(ensembles, "learn_transfer", counted)
     with pytest.raises(KeyboardInterrupt): models["ensemble"](splits, join="stack", folder=tmp_path / "run", **TINY)
+    kept = [path.read_bytes() for path in (tmp_path / "run").rglob("done.pt")]
+    for other, says in (({}, "--resume"), (dict(resume=True, head_epochs=3), "head_epochs=2, not 3"), (dict(resume=True, enlarge=48), "enlarge=32"),
+                        (dict(resume=True, members=",".join(MEMBERS[::-1])), "members="), (dict(resume=True, seed=1), "seed=0, not 1")):
+        with pytest.raises(CourseError, match=says):
+            models["ensemble"](splits, join="stack", folder=tmp_path / "run", **TINY | other)
+    changed = replace(splits, train=splits.train.subset(range(20)))
+    with pytest.raises(CourseError, match="data="): models["ensemble"](changed, join="stack", folder=tmp_path / "run", resume=True, **TINY)
+    assert kept == [path.read_bytes() for path in (tmp_path / "run").rglob("done.pt")] != [] and len(calls) == 2
     resumed = models["ensemble"](splits, join="stack", folder=tmp_path / "run", resume=True, **TINY)
     assert len(calls) == 3 and same(weights_of(whole.model), weights_of(resumed.model))
     assert not list((tmp_path / "run").rglob("done.pt"))

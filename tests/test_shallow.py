@@ -185,6 +185,7 @@ def test_refuses_with_the_reason(streets):
     with pytest.raises(CourseError, match="chapter 10"): forest(replace(streets, task="multi-label"))
     with pytest.raises(CourseError, match="chapter 10"): evaluate(None, replace(streets.test, task="multi-label"))
     with pytest.raises(CourseError, match="no kernel 'sigmoid'"): svm(streets, kernel="sigmoid")
+    with pytest.raises(CourseError, match="leaf="): forest(streets, leaf=10**21)
     for wrong in (dict(c=-1.0), dict(gamma=0.0), dict(atoms=0), dict(landmarks=0), dict(input_size=-3)):
         with pytest.raises(CourseError, match="above 0"): svm(streets, **wrong)
     with pytest.raises(CourseError, match="trees=0: use a number above 0"): forest(streets, trees=0)

@@ -96,6 +96,11 @@ def test_backbones_without_maps_are_refused(name, why):
     with pytest.raises(CourseError, match=why): SSD(3, name, 96)
 
 
+@pytest.mark.parametrize("name, value", [("pyramid", 1), ("width", 1), ("smallest", 0), ("largest", 2)])
+def test_parts_of_impossible_sizes_are_refused(name, value):
+    with pytest.raises(CourseError, match=f"{name}={value}"): SSD(3, "timm:resnet18", 96, **{name: value})
+
+
 @pytest.mark.parametrize("wrong", [dict(head="heavy"), dict(finest=4), dict(finest=64)])
 def test_mistyped_parts_are_refused(wrong):
     with pytest.raises(CourseError): SSD(3, "mobilenet_v2", 96, **wrong)

@@ -211,6 +211,18 @@ def test_killed_ten_times_it_ends_with_the_same_weights(tmp_path):
     assert equal == "True" and int(places) >= 3, done.stderr[-2000:]
 
 
+def test_a_single_value_to_normalise_is_one_line():
+    with pytest.raises(CourseError, match="larger batches"), train.advice(Recipe(batch_size=1), torch.device("cpu")):
+        nn.BatchNorm2d(3)(torch.rand(1, 3, 1, 1))
+    with pytest.raises(ValueError, match="other"), train.advice(Recipe(), torch.device("cpu")): raise ValueError("other")
+
+
+@pytest.mark.parametrize("option", [dict(keep="best"), dict(schedule="plateau"), dict(early_stopping_patience=1)])
+def test_what_goes_by_validation_pictures_needs_some(option, splits):
+    with pytest.raises(CourseError, match=next(iter(option))):
+        fit(net(), replace(splits, valid=splits.valid.subset([])), Recipe(**CALM | option), 32)
+
+
 def test_an_unfinished_run_is_neither_overwritten_nor_mixed_up(splits, tmp_path, monkeypatch):
     monkeypatch.setattr(train.Checkpoint, "due", lambda self: self.path is not None)
     recipe, folder = Recipe(epochs=3, **CALM), tmp_path / "run"
@@ -393,9 +405,9 @@ def test_lack_of_memory_says_what_to_lower(splits):
         def forward(self, x): return self.net(x) + torch.empty(2**52).sum()
 
     with pytest.raises(CourseError, match="raise accumulate, or lower batch_size"): fit(Greedy(), splits, Recipe(epochs=1), 32)
-    with pytest.raises(CourseError, match="out of memory on cuda"), train.memory_advice(Recipe(), torch.device("cuda")):
+    with pytest.raises(CourseError, match="out of memory on cuda"), train.advice(Recipe(), torch.device("cuda")):
         raise torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(RuntimeError, match="shapes"), train.memory_advice(Recipe(), torch.device("cpu")): raise RuntimeError("shapes")
+    with pytest.raises(RuntimeError, match="shapes"), train.advice(Recipe(), torch.device("cpu")): raise RuntimeError("shapes")
 
 
 def test_devices_and_precisions_that_are_not_there(monkeypatch):
