@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['ZOOMS', 'ROOM', 'COLOURS', 'KINDS', 'MISTAKES', 'detections', 'place_in', 'Coco', 'AveragePrecision', 'as_truth',
-           'squared', 'mirrored', 'Scenes', 'Detection', 'only_boxes', 'draw', 'Detector', 'enlarged',
+           'squared', 'mirrored', 'Scenes', 'Detection', 'only_boxes', 'free_place', 'draw', 'Detector', 'enlarged',
            'sort_detections', 'best_threshold', 'learn_detector', 'train_detector', 'ssd', 'ap50', 'diagnose',
            'anchor_trouble', 'score_trouble', 'evaluate_detector', 'count_errors', 'above', 'precision_of', 'scores_of',
            'learn_by_heart']
@@ -208,6 +208,20 @@ tasks[DETECTION] = Detection
 def only_boxes(images, targets, dice, classes): raise CourseError("augment=ssd is for pictures with boxes: use others")
 
 # %% ../nbs/15_detection.ipynb #6935a5a2
+def free_place(
+    box: tuple,   # x1, y1, x2, y2 of an object
+    size: tuple,  # width and height of its label
+    room: tuple,  # width and height of the picture
+    taken: list,  # the labels so far, x1, y1, x2, y2 of each
+) -> tuple:       # x1, y1, x2, y2 of the label
+    "Above the box, or inside it at the top, below it, or inside at the bottom: the first place that covers no other label."
+    left, lowest = max(0, min(box[0], room[0] - size[0])), max(0, room[1] - size[1])
+    tops = [top for top in (box[1] - size[1], box[1], box[3], box[3] - size[1]) if 0 <= top <= lowest] or [lowest]
+    places = [(left, top, left + size[0], top + size[1]) for top in tops]
+    apart = lambda a, b: a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+    return next((place for place in places if all(apart(place, other) for other in taken)), places[0])
+
+
 def draw(
     picture: np.ndarray,     # uint8 [H, W, 3]
     found: dict,             # boxes [M, 4] in its pixels, labels [M] from 1, and perhaps scores [M]
@@ -219,17 +233,16 @@ def draw(
     image = Image.fromarray(picture).resize((picture.shape[1] * scale, picture.shape[0] * scale), Image.Resampling.BICUBIC)
     pen, line = ImageDraw.Draw(image), max(2, max(image.size) // 250)
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), max(12, max(image.size) // 38))
-    scores = found.get("scores", [None] * len(found["labels"]))
-    for box, label, score in reversed(list(zip(found["boxes"], found["labels"], scores))):      # the most probable on top
-        x1, y1, x2, y2 = (float(v) * scale for v in box)
-        colour, name = COLOURS[(int(label) - 1) % len(COLOURS)], classes[int(label) - 1]
-        if score is not None: name = f"{name} {float(score):.2f}"
-        pen.rectangle((x1, y1, x2, y2), outline=colour, width=line)
+    scores, labels = found.get("scores", [None] * len(found["labels"])), []
+    for box, label, score in zip(found["boxes"], found["labels"], scores):                       # the most probable first
+        box, colour = tuple(float(v) * scale for v in box), COLOURS[(int(label) - 1) % len(COLOURS)]
+        name = classes[int(label) - 1] + ("" if score is None else f" {float(score):.2f}")
         width, height = pen.textbbox((0, 0), name, font)[2:]
-        top = y1 - height - 4 if y1 > height + 4 else y1
-        left = max(0, min(x1, image.size[0] - width - 6))
-        pen.rectangle((left, top, left + width + 6, top + height + 4), fill=colour)
-        pen.text((left + 3, top + 1), name, "white", font)
+        pen.rectangle(box, outline=colour, width=line)
+        labels.append((free_place(box, (width + 6, height + 4), image.size, [place for place, *_ in labels]), name, colour))
+    for place, name, colour in labels:                                                           # on top of all boxes
+        pen.rectangle(place, fill=colour)
+        pen.text((place[0] + 3, place[1] + 1), name, "white", font)
     return np.asarray(image)
 
 # %% ../nbs/15_detection.ipynb #e09fa8fc
