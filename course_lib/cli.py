@@ -158,6 +158,8 @@ def evaluate_bundle(args) -> int:
                           f"both: {', '.join(sorted(missing))}")
     if splits.fingerprint != meta.get("data", {}).get("fingerprint", splits.fingerprint):
         print("note: not the splits that the model was trained with; it may have learnt from some of these pictures", file=sys.stderr)
+    elif args.split == "train" or (args.split == "valid" and meta.get("arguments", {}).get("with_valid")):
+        print("note: the model has learnt from these pictures", file=sys.stderr)
     result = evaluators[splits.task](predictor, in_order(splits[args.split], predictor.classes))
     if args.json: print(json.dumps(dict(data=args.data, split=args.split, **result), indent=2))
     else: print(score_table(result))
