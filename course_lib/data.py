@@ -2,13 +2,13 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'LABELS', 'CONVERTED', 'SINGLE', 'MULTI', 'DETECTION', 'SPLITS', 'FLAGS', 'LEVELS', 'error', 'warning',
-           'note', 'UNREAD', 'UNLISTED', 'COCO_LISTS', 'NO_BOXES', 'UNCLEAR', 'NAMES', 'ABOUT', 'PARTS', 'decode',
-           'decode_with', 'to_rgb', 'Files', 'suffix', 'Record', 'look', 'peculiarity', 'describe', 'index', 'parallel',
-           'uniform', 'assign', 'Object', 'Item', 'Finding', 'Survey', 'survey', 'clean_boxes', 'without_boxes',
-           'Pictures', 'Splits', 'in_order', 'load', 'parse_options', 'load_files', 'survey_with', 'split_items',
-           'missing_classes', 'detection_target', 'pixels', 'resize', 'Order', 'Batches', 'to_float', 'flip', 'shift',
-           'download', 'load_torchvision', 'load_voc', 'Diagnosis', 'check', 'survey_splits', 'near_duplicates',
-           'write_dataset', 'write_splits', 'fix']
+           'note', 'UNREAD', 'UNLISTED', 'COCO_LISTS', 'NO_BOXES', 'UNCLEAR', 'MARKS', 'SPACES', 'NAMES', 'ABOUT',
+           'PARTS', 'decode', 'decode_with', 'to_rgb', 'Files', 'suffix', 'Record', 'look', 'peculiarity', 'describe',
+           'index', 'parallel', 'uniform', 'assign', 'Object', 'Item', 'Finding', 'Survey', 'survey', 'clean_boxes',
+           'without_boxes', 'Pictures', 'Splits', 'in_order', 'load', 'parse_options', 'load_files', 'survey_with',
+           'split_items', 'missing_classes', 'detection_target', 'pixels', 'resize', 'Order', 'Batches', 'to_float',
+           'flip', 'shift', 'download', 'load_torchvision', 'load_voc', 'Diagnosis', 'check', 'survey_splits',
+           'near_duplicates', 'write_dataset', 'write_splits', 'fix']
 
 # %% ../nbs/01_data.ipynb #90516aa9
 import csv
@@ -778,9 +778,10 @@ def _survey_csv(files: Files, table: str) -> Survey:
     names = {os.path.splitext(n)[0]: n for n in files.pictures} | {n: n for n in files.pictures}  # endings may be missing
     for name in names: by_name[PurePosixPath(name).name].append(name)
     rows, file, classes = _read_table(files, table)
-    apart = _separator([row for _, row in rows])
-    if spaced := [line for line, row in rows if apart == r"\s+" and re.search(apart, _label_text(row))]:
-        findings.append(warning("labels with spaces", table, f"line {spaced[0]}: taken apart at the spaces, {len(spaced)} rows in "
+    apart = MARKS if any(re.search(MARKS, _label_text(row)) for _, row in rows) else SPACES
+    parted = [line for line, row in rows if re.search(SPACES, _label_text(row))]
+    if parted and apart is SPACES:
+        findings.append(warning("labels with spaces", table, f"line {parted[0]}: taken apart at the spaces, {len(parted)} rows in "
                                 "all: write ; between labels, or behind one"))
     for line, row in rows:
         try: labels, split = _row_labels(row, classes, apart), _row_split(row)
@@ -832,13 +833,12 @@ def _row(columns: list[str], cells: list[str]) -> dict:
     return row | ({None: "".join(cells[len(columns):])} if any(cells[len(columns):]) else {})
 
 # %% ../nbs/01_data.ipynb #b78ab440
+MARKS, SPACES = "[;|,]", r"\s+"  # what parts the labels of a table: marks if some row has one, else spaces
+
+
 def _label_text(row: dict) -> str:
+    "The cell with the labels; '' where the table has a column for each class."
     return next((row[name] or "" for name in row if name and name.lower() in ("labels", "tags")), "")
-
-
-def _separator(rows: list[dict]) -> str:
-    "What stands between the labels of a row in this table, as a regular expression: ; | or , if some row has one, else spaces."
-    return "[;|,]" if any(re.search("[;|,]", _label_text(row)) for row in rows) else r"\s+"
 
 
 def _row_labels(row: dict, classes: list[str], apart: str) -> list[str]:

@@ -4,8 +4,8 @@
 __all__ = ['tasks', 'augmentations', 'LEAST', 'schedules', 'optimizers', 'networks', 'Classification', 'MultiLabel',
            'channel_statistics', 'flipped', 'alternated', 'shifted', 'nudged', 'Dice', 'generator', 'Loader', 'side_at',
            'measure', 'share', 'as_float', 'Recipe', 'constant', 'cosine', 'linear', 'one_cycle', 'plateau',
-           'learning_rate', 'groups', 'adamw', 'sgd', 'seed_step', 'Checkpoint', 'unfinished', 'claim', 'Losses',
-           'advice', 'History', 'make_accelerator', 'leave', 'best_precision', 'averaged', 'SharedBatchNorm',
+           'learning_rate', 'groups', 'adamw', 'sgd', 'seed_step', 'Checkpoint', 'unfinished', 'same_run', 'claim',
+           'Losses', 'advice', 'History', 'make_accelerator', 'leave', 'best_precision', 'averaged', 'SharedBatchNorm',
            'keep_memory', 'StridedDepthwise', 'prepare_layers', 'restore_layers', 'fit', 'make_task', 'beginning',
            'my_parts', 'refuse_scores', 'finite', 'said', 'Best', 'event_writer', 'write_events', 'Network',
            'save_weights', 'load_weights', 'views_of', 'network', 'arguments_of', 'extends', 'own_options',
@@ -404,9 +404,7 @@ class Checkpoint:
         try: state = torch.load(self.path, map_location="cpu", weights_only=True)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
             raise CourseError(f"'{self.path}' is damaged ({type(error).__name__}): delete it to start anew") from None
-        for name, value in self.about.items():
-            if (was := state["about"].get(name)) == value: continue
-            raise CourseError(f"'{self.path}' was made with {name}={was}, not {value}: use the same, or another folder")
+        same_run(self.path, state["about"], self.about)
         for name, part in self.parts.items(): part.load_state_dict(state["parts"][name])
         return state["place"]
 
@@ -426,6 +424,17 @@ def unfinished(
     return CourseError(f"'{folder}' holds an unfinished run: add --resume (resume=True) to go on with it, or delete that folder")
 
 
+def same_run(
+    path: Path,   # where it is, for the message
+    was: dict,    # what it was made with
+    asked: dict,  # what it would go on with
+) -> None:
+    "CourseError for the first difference."
+    for name, value in asked.items():
+        if was.get(name) != value:
+            raise CourseError(f"'{path}' was made with {name}={was.get(name)}, not {value}: use the same, or another folder")
+
+
 def claim(
     folder: Path,  # of a run
     resume: bool,
@@ -437,9 +446,7 @@ def claim(
         if not resume: raise unfinished(folder)
         try: was = json.loads(record.read_text(encoding="utf-8"))
         except (OSError, ValueError): raise CourseError(f"'{folder}' does not say what was asked for: delete it to start anew") from None
-        for name, value in asked.items():
-            if was.get(name) != value:
-                raise CourseError(f"'{folder}' is a run with {name}={was.get(name)}, not {value}: use the same, or another folder")
+        same_run(folder, was, asked)
     elif int(os.environ.get("RANK", 0)) == 0:
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(asked, indent=1), encoding="utf-8")
