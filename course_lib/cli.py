@@ -158,7 +158,7 @@ def evaluate_bundle(args) -> int:
                           f"both: {', '.join(sorted(missing))}")
     if splits.fingerprint != meta.get("data", {}).get("fingerprint", splits.fingerprint):
         print("note: not the splits that the model was trained with; it may have learnt from some of these pictures", file=sys.stderr)
-    elif args.split == "train" or (args.split == "valid" and meta.get("arguments", {}).get("with_valid")):
+    elif args.split == "train" or args.split == "valid" and any(meta.get("arguments", {}).get(name) for name in ("with_valid", "refit")):
         print("note: the model has learnt from these pictures", file=sys.stderr)
     result = evaluators[splits.task](predictor, in_order(splits[args.split], predictor.classes))
     if args.json: print(json.dumps(dict(data=args.data, split=args.split, **result), indent=2))
@@ -377,13 +377,13 @@ def _group(commands, name: str, text: str):
 
 
 PATHS = "class folders (with or without train/ valid/ test/), a VOC layout, a COCO json, a labels.csv, or a zip of one of these"
-SPEC = f"{PATHS}; or a name from `course data list`"
+SPEC = f"{PATHS}; or a name from `course data list`; perhaps with options, as in 'streets?n=100' or 'photos?view=multi'"
 
 
 def natural(text: str) -> int:
-    "A whole number from 0, as an option's type; ValueError for others."
-    if (number := int(text)) < 0: raise ValueError
-    return number
+    "A whole number from 0, as an option's type; ArgumentTypeError for others."
+    if text.isdecimal(): return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0")
 
 
 def _add_seed(parser, default: int | None = 0, text: str = "0") -> None:
@@ -421,7 +421,9 @@ def named_model(
 def _add_train(commands, model: str | None) -> None:
     action = _add(commands, "train", train, "train a model on your pictures")
     _general_options(action)
-    if model: add_options(action.add_argument_group(f"options of {model}"), models[model])
+    if not model: return
+    action.prog += f" {model}"
+    add_options(action.add_argument_group(f"options of {model}"), models[model])
 
 
 def _general_options(action) -> None:
@@ -443,7 +445,7 @@ def _add_use(commands) -> None:
     _add_seed(action, None, "the one of the training")
     action = _add(commands, "predict", predict, "say what is on pictures")
     action.add_argument("bundle", metavar="BUNDLE", help="a folder written by `course train`")
-    action.add_argument("pictures", metavar="IMAGE_OR_DIR", help="a picture, a folder or a zip")
+    action.add_argument("pictures", metavar="IMAGE_OR_DIR", help="a picture, a folder of pictures, or a zip of them")
     action.add_argument("--top-k", type=int, help="most classes or boxes per picture (default: 5; with several labels or boxes, all)")
     text = "least probability of what is named, 0..1 (default: 0; with several labels, each class's own; with boxes, the detector's)"
     action.add_argument("--threshold", type=float, help=text)

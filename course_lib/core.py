@@ -20,6 +20,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from numbers import Real
 from pathlib import Path
 
 import psutil
@@ -40,7 +41,7 @@ def within(
 ) -> None:
     "CourseError for a value outside low .. high, or that is not a number."
     for name, value in values.items():
-        if not low <= value <= high: raise CourseError(f"{name}={value}: use a number from {low:g} to {high:g}")
+        if not (isinstance(value, Real) and low <= value <= high): raise CourseError(f"{name}={value}: use a number from {low:g} to {high:g}")
 
 # %% ../nbs/00_core.ipynb #c3653525
 class Registry(dict):
@@ -235,7 +236,8 @@ def listed(
     "The names of the files that belong to a bundle, whole or damaged; none if the folder is something else."
     try: meta = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError): return set()
-    return {"model.json", *meta.get("files", ())} if isinstance(meta, dict) and "bundle" in meta else set()
+    if not isinstance(meta, dict) or "bundle" not in meta: return set()
+    return {"model.json", *(meta["files"] if isinstance(meta.get("files"), dict) else ())}
 
 # %% ../nbs/00_core.ipynb #984cc96b
 def open_bundle(
@@ -252,6 +254,7 @@ def open_bundle(
     if meta["bundle"] != BUNDLE: raise refuse(f"its layout is version {meta['bundle']}, this library reads {BUNDLE}")
     if missing := [key for key in _REQUIRED if key not in meta]: raise refuse(f"model.json lacks {', '.join(missing)}")
     if digest(meta) != meta["digest"]: raise refuse("its model.json was altered; copy or train it again")
+    if not isinstance(meta["files"], dict): raise refuse("its list of files is damaged; copy or train it again")
     for name, expected in meta["files"].items():
         if Path(name).name != name: raise refuse(f"it names a file outside the bundle: {name}")
         if not (folder / name).is_file(): raise refuse(f"{name} is missing; copy it again")

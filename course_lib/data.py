@@ -76,10 +76,13 @@ def to_rgb(
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    "Grey values as uint8: from 16 bits (0..65535), or from floats of 0..1 or of 0..255."
-    if not np.issubdtype(values.dtype, np.floating): return (values.clip(0, 65535) // 257).astype(np.uint8)
-    values = np.nan_to_num(values, posinf=255, neginf=0)
-    return (values * (255 if values.max() <= 1 else 1)).clip(0, 255).round().astype(np.uint8)
+    "Grey values as uint8: from 16 bits (0..65535); from 32 bits of 0..255 or 0..65535; or from floats of these or of 0..1."
+    if not np.issubdtype(values.dtype, np.floating):
+        small = values.dtype.itemsize > 2 and values.max() <= 255
+        return (values.clip(0, 65535) // (1 if small else 257)).astype(np.uint8)
+    most = values[np.isfinite(values)].max(initial=0)
+    whole = next((whole for whole in (1, 255) if most <= whole), 65535)
+    return (np.nan_to_num(values, posinf=whole, neginf=0) * (255 / whole)).clip(0, 255).round().astype(np.uint8)
 
 # %% ../nbs/01_data.ipynb #bf227efa
 class Files:
@@ -1057,7 +1060,7 @@ def _pictures(found: Survey, items: list[Item]) -> Pictures:
     make = {SINGLE: lambda item: number[item.label], DETECTION: lambda item: detection_target(item.objects, number),
             MULTI: lambda item: np.isin(found.classes, item.labels).astype(np.float32)}[found.task]
     targets = [make(item) for item in items]
-    content = [(item.record.digest, item.label, [(o.name, o.box, o.difficult) for o in item.objects]) for item in items]
+    content = [(item.record.digest, item.label, [(o.name, o.box, *(getattr(o, flag) for flag in FLAGS)) for o in item.objects]) for item in items]
     names = [item.name for item in items]
     stamps = [found.files.stamp(name) for name in names]
     read = lambda i: _read_picture(found.files, names[i], stamps[i])
@@ -1196,10 +1199,11 @@ def flip(
 def shift(
     images: torch.Tensor,        # [B, 3, H, W]
     generator: torch.Generator,
-    pixels: int = 4,             # how far at most, in each direction
+    pixels: int = 4,             # how far at most, in each direction; less in pictures that are not larger
 ) -> torch.Tensor:
     "Each picture moved by its own random offset; the border is reflected into the gap."
     b, _, h, w = images.shape
+    pixels = min(pixels, h - 1, w - 1)
     mirror = lambda n: n - 1 - (torch.arange(-pixels, n + pixels, device=images.device).abs() - (n - 1)).abs()
     padded = images.index_select(2, mirror(h)).index_select(3, mirror(w))
     windows = padded.unfold(2, h, 1).unfold(3, w, 1)  # [B, 3, 2p+1, 2p+1, H, W], a view
@@ -1515,6 +1519,8 @@ def write_dataset(
         raise CourseError("class folders hold one class per picture: choose the layout voc, coco or csv")
     if layout in ("voc", "coco") and any(item.label or () in [thing.box for thing in item.objects] for item in items):
         raise CourseError(f"{layout} holds boxes, which this data does not have: choose the layout folder or csv")
+    if layout == "csv" and (unfit := [name for item in items for name in item.labels if re.search(MARKS, name)]):
+        raise CourseError(f"a table cannot hold the label '{unfit[0]}': choose another layout, or rename it")
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     write[layout](progress(items, f"writing {layout}", unit="pictures"), read, part)
@@ -1547,6 +1553,8 @@ def _write_folder(items: Iterable[Item], read: Callable, out: Path) -> None:
 def _write_csv(items: Iterable[Item], read: Callable, out: Path) -> None:
     rows = [(f"images/{_place(out / 'images', item, read(item)).name}", item.split, ";".join(dict.fromkeys(item.labels)))
             for item in items]
+    if any(re.search(SPACES, cell) for *_, cell in rows):  # else these labels would be taken apart at the spaces
+        rows = [(name, split, cell and f"{cell};") for name, split, cell in rows]
     with open(out / LABELS, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("file", "split", "labels"), *rows])
 

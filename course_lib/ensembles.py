@@ -179,7 +179,8 @@ def learn_ensemble(
     if isinstance(model, Transfer):
         return learn_transfer(model, splits, recipe, input_size, task, folder, resume, device, **more | dict(strategy="frozen"))
     if not len(splits.valid) and type(model) is not Voters:
-        raise CourseError("this way of joining is settled on validation pictures, and there are none: use join=vote")
+        raise CourseError("this way of joining is settled on validation pictures, and there are none left: use join=vote, or "
+                          "learn without --with-valid")
     done = []
     for i, member in enumerate(model.members):
         own, place = replace(recipe, seed=recipe.seed + i), folder and Path(folder) / f"member-{i}"
@@ -205,7 +206,7 @@ def said_by(
 def ensemble(
     classes: int,         # K
     members: str = "mobilenet_v2,timm:tf_efficientnet_lite0",  # backbones, joined by commas
-    join: str = "vote",   # vote, weighted, stack; or logits, regularized: frozen backbones with one head
+    join: str = "vote",   # vote, weighted, stack; or logits, regularized: frozen, one head, which learns for head_epochs
     enlarge: int = 128,   # smaller pictures are enlarged to this side
 ) -> nn.Module:
     "Several published backbones that decide together."

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
-from .core import CourseError, Registry, progress
+from .core import CourseError, Registry, progress, within
 
 # %% ../nbs/03_features.ipynb #b0a05fa7
 def checked(
@@ -321,6 +321,7 @@ def color_histogram(
 def _chosen(names, options):  # [(function, its options)], or a CourseError
     names = [names] if isinstance(names, str) else list(names)
     if not names: raise CourseError(f"no features named: choose from {', '.join(sorted(extractors))}")
+    if twice := [name for name in names if names.count(name) > 1]: raise CourseError(f"the feature '{twice[0]}' is named twice")
     for name in options:
         if name not in names: raise CourseError(f"options for '{name}', which is not among: {', '.join(names)}")
     for name in names:
@@ -375,6 +376,7 @@ class Features(TransformerMixin, BaseEstimator):
     ) -> np.ndarray:
         "The features, float32 [N, D]."
         check_is_fitted(self)
+        within(1, 1e9, chunk=self.chunk)
         out = np.empty((len(pictures), sum(self.widths_.values())), np.float32)
         for start in progress(range(0, len(pictures), self.chunk), "features", unit="chunk"):
             images = self._tensor(pictures[start:start + self.chunk])  # [B, 3, H, W]

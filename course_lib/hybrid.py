@@ -206,7 +206,7 @@ def learn_hybrid(
     resume: bool = False,
     device: str = "auto",
     strategy: str = "full",      # frozen: only bridge and classifier learn; progressive: one stage more at a time; full: all
-    weights: str = "published",  # or none: random ones
+    weights: str = "published",  # published, or none: random ones
     stage_decay: float = 0.9,    # learning rate of a stage, as a share of that of the next
 ) -> History:
     "Train a model. CourseError if weights cannot be got, or if a step would see a single picture."

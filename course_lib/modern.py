@@ -209,9 +209,9 @@ def hybrid_attention(
 # %% ../nbs/07_modern.ipynb #8dbcba55
 def orthogonal(
     matrix: Tensor,   # [m, n]
-    times: int = 3,   # more reach shorter directions, too; none comes nearer to 1 than about 0.7 to 1.2
+    times: int = 3,   # more reach shorter directions, too
 ) -> Tensor:
-    "A matrix with the same singular vectors and singular values near one (Newton-Schulz; Jordan et al. 2024)."
+    "A matrix with the same directions, the longer ones made about equally long, 0.7 to 1.2 (Newton-Schulz; Jordan et al. 2024)."
     x = matrix.to(torch.bfloat16 if matrix.numel() > 2**14 else matrix.dtype)
     x = x / (x.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]
@@ -224,7 +224,7 @@ def orthogonal(
 # %% ../nbs/07_modern.ipynb #59697090
 class Muon(torch.optim.Optimizer):
     """Filters by orthogonal steps, at constant length of the filter bank; everything else by Adam at a twentieth of the
-    learning rate. For convolutions that a normalisation follows: these do not care for the length of their filters."""
+    learning rate. For networks with normalisation, which care little for the length of their filters."""
     def __init__(self, groups: list[dict], lr: float, momentum: float):
         super().__init__(groups, dict(lr=lr, momentum=momentum, filters=False))
 
@@ -240,7 +240,7 @@ class Muon(torch.optim.Optimizer):
     def _turn(self, p, state, group):
         velocity = state.setdefault("velocity", torch.zeros_like(p)).mul_(group["momentum"]).add_(p.grad)
         step = p.grad + group["momentum"] * velocity                                    # Nesterov
-        p.mul_(len(p)**0.5 / p.norm())
+        p.mul_(len(p)**0.5 / p.norm().clamp(min=1e-7))
         p.add_(orthogonal(step.reshape(len(p), -1)).view_as(p), alpha=-group["lr"])
 
     def _adam(self, p, state, rate):
@@ -254,7 +254,9 @@ class Muon(torch.optim.Optimizer):
 # %% ../nbs/07_modern.ipynb #6010fea5
 @optimizers.register("muon")
 def muon(model, recipe):
-    "Muon for filters [out, in, h, w], Adam for the rest."
-    trained = [p for p in model.parameters() if p.requires_grad]
-    parts = dict(params=[p for p in trained if p.ndim == 4], filters=True), dict(params=[p for p in trained if p.ndim != 4])
-    return Muon([part for part in parts if part["params"]], recipe.learning_rate, recipe.momentum)
+    "Muon for filters [out, in, h, w], Adam for the rest; without weight decay. `lr_scale` counts as in `groups`."
+    found = {}  # (whether filters, share of the learning rate) -> parameters
+    for p in filter(lambda p: p.requires_grad, model.parameters()):
+        found.setdefault((p.ndim == 4, getattr(p, "lr_scale", 1.0)), []).append(p)
+    parts = [dict(params=params, filters=filters, lr_scale=scale) for (filters, scale), params in found.items()]
+    return Muon(parts, recipe.learning_rate, recipe.momentum)

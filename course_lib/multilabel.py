@@ -93,14 +93,15 @@ def best_threshold(
     truth: np.ndarray,          # [N] of 0 and 1
     probabilities: np.ndarray,  # [N], 0..1
 ) -> float:
-    "The same for one class. It lies in the middle between two probabilities; of equally good ones it is the highest."
+    """The same for one class. It lies in the middle between two probabilities, or between the least and 0; of equally good
+    ones it is the highest."""
     if truth.min() == truth.max(): return 0.5
     order = np.argsort(-probabilities, kind="stable")
-    falling = np.append(probabilities[order], -1.0)                                       # [N + 1]
+    falling = np.append(probabilities[order].astype(float), 0.0)                          # [N + 1]
     f1 = 2 * truth[order].cumsum() / (np.arange(1, len(truth) + 1) + truth.sum())         # [N], naming the first 1, 2, ...
-    f1[falling[:-1] == falling[1:]] = -1  # equal probabilities cannot be told apart
+    f1[:-1][falling[:-2] == falling[1:-1]] = -1  # equal probabilities cannot be told apart
     n = int(f1.argmax())
-    return max(0.0, float((falling[n] + falling[n + 1]) / 2))
+    return float(falling[n] + falling[n + 1]) / 2
 
 # %% ../nbs/10_multilabel.ipynb #ff80b7e3
 @extends(learn_transfer)
@@ -130,7 +131,8 @@ def find_thresholds(
     splits: Splits,
 ) -> None:
     "Give a network the thresholds with the best F1 on the validation split, which it has not learnt from."
-    if len(splits.valid):
+    if not len(splits.valid): print("no validation pictures: every threshold stays at 0.5")
+    else:
         probabilities, _ = predicted(trained, splits.valid)
         trained.thresholds = tuple(best_thresholds(np.array(splits.valid.targets), probabilities).tolist())
 
@@ -149,7 +151,7 @@ def evaluate_labels(
 @network("multilabel", learn_multilabel, find_thresholds, epochs=10, batch_size=32, learning_rate=0.001, clip=1.0)
 def multilabel(
     classes: int,                    # K
-    backbone: str = "mobilenet_v2",  # any of torchvision's classifiers, or timm:NAME
+    backbone: str = "mobilenet_v2",  # any of torchvision's classifiers with a linear layer at its end, or timm:NAME
     enlarge: int = 128,              # smaller pictures are enlarged to this side
 ) -> nn.Module:
     "A published backbone that names all classes it sees, each above a threshold of its own."

@@ -126,7 +126,7 @@ def failure(
         errors = [output for output in cell["outputs"] if output["output_type"] == "error"]
         if finished(cell) and not errors: continue
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(errors[0]["traceback"])) if errors else ""
-        line = re.search(r"^-+> *\d+ (.+)$", trace, re.M)
+        line = re.search(r"^-+> *\d+ (.+)$", trace, re.M) or re.search(r"^ *Cell .*, line \d+\n +(.+)$", trace, re.M)  # of a syntax error
         line = line[1].strip() if line else next((line for line in source(cell).splitlines() if line.strip()), "")
         why = f"{errors[0]['ename']}: {errors[0]['evalue']}" if errors else said or "it did not run"
         return f"cell [{number}]: {line[:100]}\n{why.strip().splitlines()[0][:300]}"

@@ -6,6 +6,7 @@ __all__ = ['SPEED_WIDTHS', 'in_groups', 'randaugment', 'autoaugment', 'partners'
 
 # %% ../nbs/08_recipes.ipynb #9ee90a2a
 import math
+from copy import deepcopy
 
 import numpy as np
 import torch
@@ -143,8 +144,8 @@ def training_flops(
     sides: list[int],  # of the pictures, epoch by epoch
     pictures: int,     # in an epoch
 ) -> float:
-    "Multiplications and additions of a training run, forwards and backwards, counted on one picture per epoch."
-    total = 0.0
+    "Multiplications and additions of a training run, forwards and backwards, counted on two pictures per epoch."
+    model, total = deepcopy(model), 0.0
     for side in sides:
         with FlopCounterMode(display=False) as counter: model(torch.randn(2, 3, side, side)).sum().backward()
         total += counter.get_total_flops() / 2 * pictures

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'fast_type', 'threads', 'LinearSVM', 'Landmarks', 'scores', 'temperature', 'reliability', 'Shallow',
-           'load_pipeline', 'sound', 'evaluate', 'predicted', 'class_scores', 'single_label', 'make_features',
+           'load_pipeline', 'steps', 'sound', 'evaluate', 'predicted', 'class_scores', 'single_label', 'make_features',
            'standardise', 'fit_best', 'random_patches', 'PatchDictionary', 'positive', 'svm', 'forest', 'measured',
            'record']
 
@@ -30,6 +30,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeClassifier
 from threadpoolctl import threadpool_limits
 
 # %% ../nbs/04_shallow.ipynb #6b1a468e
@@ -223,18 +224,30 @@ def load_pipeline(
     path: Path,  # written by skops
 ) -> Pipeline:
     "The pipeline in a file, if it consists of scikit-learn's and this course's types only; CourseError otherwise."
-    ours = {f"{kind.__module__}.{kind.__name__}" for kind in (Features, PatchDictionary, Landmarks, LinearSVM)}
-    trusted = ours | {"sklearn.tree._tree.Tree"}  # skops asks about it, since its nodes can point astray: see below
+    ours = (Features, PatchDictionary, Landmarks, LinearSVM)
+    tree = {"sklearn.tree._tree.Tree"}  # skops asks about it, since its nodes can point astray: see below
+    trusted = tree | {f"{kind.__module__}.{kind.__name__}" for kind in ours}
     try:
         foreign = sorted(set(skops.get_untrusted_types(file=path)) - trusted)
         pipeline = None if foreign else skops.load(path, trusted=sorted(trusted))
     except Exception as error:  # a damaged file can fail anywhere
         raise CourseError(f"'{path}' cannot be read as a skops file ({type(error).__name__}: {error})") from None
     if foreign: raise CourseError(f"'{path}' holds the type {foreign[0]}, which this course does not trust: not opened")
-    kind, last = type(pipeline).__name__, pipeline[-1] if isinstance(pipeline, Pipeline) else None
-    if last is None: raise CourseError(f"'{path}' holds a {kind}, not a pipeline")
-    if all(sound(tree, last.n_features_in_) for tree in getattr(last, "estimators_", [])): return pipeline
-    raise CourseError(f"'{path}' holds a tree whose nodes point astray: not opened")
+    if not isinstance(pipeline, Pipeline): raise CourseError(f"'{path}' holds a {type(pipeline).__name__}, not a pipeline")
+    for step in steps(pipeline):
+        if type(step) not in (*ours, StandardScaler, RandomForestClassifier):
+            raise CourseError(f"'{path}' holds a {type(step).__name__}, as no model of this course: not opened")
+        if all(sound(one, step.n_features_in_) for one in getattr(step, "estimators_", [])): continue
+        raise CourseError(f"'{path}' holds a tree whose nodes point astray: not opened")
+    return pipeline
+
+
+def steps(
+    part,  # a pipeline, a union of features, or one step
+) -> list:
+    "What takes part in a prediction, also inside of inner pipelines."
+    inner = part.steps if isinstance(part, Pipeline) else part.transformer_list if isinstance(part, FeatureUnion) else None
+    return [part] if inner is None else [deep for _, step in inner for deep in steps(step)]
 
 # %% ../nbs/04_shallow.ipynb #6990a4df
 def sound(
@@ -242,6 +255,7 @@ def sound(
     width: int,  # how many features it gets
 ) -> bool:
     "Whether every node leads forwards to nodes that exist, by a feature that exists: then no lookup leaves the arrays."
+    if not isinstance(tree, DecisionTreeClassifier): return False
     t, place = tree.tree_, np.arange(tree.tree_.node_count)
     inner = t.children_left != -1
     ahead = [(child > place) & (child < t.node_count) for child in (t.children_left, t.children_right)]

@@ -689,6 +689,7 @@ def plan(
     index: int,  # of the picture; in the single view its class is index % 5
 ) -> dict:
     "What is where, in metres: the camera, the street, `vehicles` and `things`. Independent of size and condition."
+    if view not in VIEWS: raise CourseError(f"streets has no view '{view}': choose from {', '.join(VIEWS)}")
     dice, k = Dice("streets", view, seed, split, index), DIFFICULTY
     lanes, lane, way = dice.integer(2, 4), dice.uniform(3., 3.6), dice.uniform()
     low, high = (0, .35) if way < k["along"] else (.35, 1.2) if way < k["along"] + k["oblique"] else (1.2, 1.75)
@@ -869,6 +870,7 @@ def draw(
 ) -> tuple[np.ndarray, list[dict]]:
     """A picture, uint8 [size, size, 3], and its objects: dicts with name, box (x1, y1, x2, y2 in pixels), truncated,
     occluded, difficult and visible (the share of it that nothing covers). A pure function."""
+    if condition not in (*CONDITIONS, "mixed"): raise CourseError(f"streets has no condition '{condition}'")
     if condition == "mixed": condition = Dice("condition", seed, split, index).pick(list(CONDITIONS))
     scene = plan(view, seed, split, index)
     canvas, objects = _expose(scene, size, condition)
@@ -910,13 +912,14 @@ def streets(
     Options: `view` single (default), multi or detection; `condition` day (default),
     dusk, night, rain, fog or mixed; `n` 500; `valid` n/5; `test` n/2; `size` 96, or 320 for detection.
     CourseError for anything else."""
-    o = parse_options(options, view="single", condition="day", n=500, valid=0, test=0, size=0)
+    o = parse_options(options, view="single", condition="day", n=500, valid=100, test=250, size=0)
     for name, allowed in (("view", VIEWS), ("condition", [*CONDITIONS, "mixed"])):
         if o[name] in allowed: continue
         raise CourseError(f"streets has no {name} '{o[name]}': choose from {', '.join(allowed)}")
     size = o["size"] or (320 if o["view"] == "detection" else 96)
     if not 16 <= size <= 640: raise CourseError(f"streets draws 16 to 640 pixels, not size={size}")
-    counts = dict(train=o["n"], valid=o["valid"] or max(o["n"] // 5, 5), test=o["test"] or max(o["n"] // 2, 5))
+    usual = dict(train=o["n"], valid=max(o["n"] // 5, 5), test=max(o["n"] // 2, 5))
+    counts = usual | {name: o[name] for name in ("valid", "test") if name in options}
     for name, count in counts.items():
         if count < 5: raise CourseError(f"streets needs at least 5 pictures, one of each class, not {name}={count}")
     task = dict(single=SINGLE, multi=MULTI, detection=DETECTION)[o["view"]]

@@ -2,14 +2,16 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'SAME_TENSORS', 'RAW', 'backbones', 'Weights', 'at_hand', 'published', 'timm_weights', 'build',
-           'pretrained', 'from_file', 'tell_source', 'torch_cache', 'take_head', 'last_linear', 'Backbone',
-           'embeddings', 'embed', 'fused', 'fingerprint', 'Embedded', 'Vectors', 'learn_head', 'Transfer', 'stages',
-           'chain', 'thaw', 'phases', 'learn_transfer', 'briefer', 'follow', 'step', 'joined', 'transfer']
+           'as_published', 'pretrained', 'from_file', 'tell_source', 'torch_cache', 'take_head', 'last_linear',
+           'Backbone', 'embeddings', 'embed', 'fused', 'fingerprint', 'Embedded', 'Vectors', 'learn_head', 'Transfer',
+           'stages', 'chain', 'thaw', 'phases', 'learn_transfer', 'briefer', 'follow', 'step', 'joined', 'transfer']
 
 # %% ../nbs/09_transfer.ipynb #8db47026
+import re
+import warnings
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from hashlib import sha1
 from importlib.util import find_spec
 from itertools import groupby, pairwise
@@ -19,6 +21,7 @@ from shutil import copyfile
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 from torchvision import models as zoo
@@ -36,7 +39,7 @@ RAW = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and deviation that leave pictur
 class Weights:
     "Published weights, and how the pictures were prepared that they learnt from."
     name: str    # of the library that publishes them
-    file: str    # what follows its last '-' begins its sha256
+    file: str    # what follows its last '-' begins its sha256, where that is a hash
     mean: tuple  # of each channel, 0..1
     std: tuple
     size: int    # side of the pictures in pixels
@@ -50,7 +53,8 @@ def at_hand(
     for package in PACKAGES:
         if spec := find_spec(package): places += map(Path, spec.submodule_search_locations)
     path = next((path for place in places for path in place.rglob(file)), None)
-    if path and not checksum(path).startswith(begins := path.stem.rpartition("-")[2]):
+    begins = path and path.stem.rpartition("-")[2]
+    if path and re.fullmatch("[0-9a-f]{8,}", begins) and not checksum(path).startswith(begins):
         raise CourseError(f"'{path}' is damaged, its sha256 does not begin with {begins}: delete it")
     return path
 
@@ -91,7 +95,19 @@ def build(
     if name.startswith("timm:"):
         import timm
         return timm.create_model(name.removeprefix("timm:"), pretrained=weights is not None)
-    return zoo.get_model(name, weights=weights and zoo.get_weight(weights.name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of how two networks begin
+        net = zoo.get_model(name, weights=weights and zoo.get_weight(weights.name))
+    if hasattr(net, "aux_logits"): as_published(net)
+    return net
+
+
+def as_published(
+    net: nn.Module,  # GoogLeNet or Inception
+) -> None:
+    "As torchvision leaves them with published weights: without their further heads, with a scaling of their own."
+    net.aux_logits, net.transform_input = False, True
+    for part in {"aux1", "aux2", "AuxLogits"} & net._modules.keys(): setattr(net, part, None)
 
 # %% ../nbs/09_transfer.ipynb #b7fa11c5
 def pretrained(
@@ -118,7 +134,8 @@ def from_file(
     if own == name:  # torchvision looks into torch's cache
         build_once(cached, lambda part: copyfile(path, part))
         return build(name, weights)
-    net, state = build(name), torch.load(path, map_location="cpu", weights_only=True)
+    read = load_file if path.suffix == ".safetensors" else partial(torch.load, map_location="cpu", weights_only=True)
+    net, state = build(name), read(path)
     if own in SAME_TENSORS: state = dict(zip(net.state_dict(), state.values(), strict=True))
     net.load_state_dict(state)
     return net
@@ -164,7 +181,7 @@ class Backbone(nn.Module):
         weights, net = published(name)[0], build(name)
         self.name, self.net, self.whole, self.size = name, net, whole, weights.size
         self.width = last_linear(net)[1].out_features if whole else take_head(net).in_features
-        self.fixed = hasattr(net, "image_size") or getattr(net, "pretrained_cfg", {}).get("fixed_input_size", False)
+        self.fixed = isinstance(net, zoo.MaxVit) or hasattr(net, "image_size") or getattr(net, "pretrained_cfg", {}).get("fixed_input_size", False)
         self.enlarge = self.size if self.fixed else enlarge
         for part in ("mean", "std"): self.register_buffer(part, torch.tensor(getattr(weights, part)).view(1, 3, 1, 1))
 
@@ -291,7 +308,7 @@ def learn_head(
     resume: bool = False,
     device: str = "auto",
 ) -> History:
-    "Train the head on embeddings of the pictures (and of their mirror images, if the recipe flips them)."
+    "Train the head on embeddings of the pictures (and of their mirror images, if the recipe has `flip`)."
     views, recipe = 2 if "flip" in recipe.augment else 1, replace(recipe, precision="fp32", progressive=1.0, accumulate=1)
     vectors = {splits.train.key: embeddings(model.backbone, splits.train, input_size, views, device),
                splits.valid.key: embeddings(model.backbone, splits.valid, input_size, 1, device)}
@@ -383,9 +400,9 @@ def learn_transfer(
     resume: bool = False,
     device: str = "auto",
     strategy: str = "full",      # frozen: only the head learns; progressive: one stage more at a time; full: all
-    weights: str = "published",  # or none: random ones
+    weights: str = "published",  # published, or none: random ones
     head_epochs: int = 20,       # of the head alone, on embeddings that are computed once
-    head_rate: float = 0.003,    # its learning rate
+    head_rate: float = 0.003,    # learning rate of the head alone
     stage_decay: float = 0.9,    # learning rate of a stage, as a share of that of the next
 ) -> History:
     "Train the head, then as much of the backbone as the strategy says. CourseError if the weights cannot be got."
@@ -459,7 +476,7 @@ def joined(
 @network("transfer", learn_transfer, epochs=10, batch_size=32, learning_rate=0.001, clip=1.0)
 def transfer(
     classes: int,                    # K
-    backbone: str = "mobilenet_v2",  # any of torchvision's classifiers, or timm:NAME
+    backbone: str = "mobilenet_v2",  # any of torchvision's classifiers with a linear layer at its end, or timm:NAME
     enlarge: int = 128,              # smaller pictures are enlarged to this side
 ) -> nn.Module:
     "A published backbone and a new head."

@@ -53,7 +53,8 @@ def test_evaluate_prints_accuracy_and_time(digits, bundle, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["accuracy"] > 0.8 and result["seconds"] > 0 and result["pictures"] > 10 and result["split"] == "test"
     assert main(["evaluate", str(bundle), "--data", str(digits), "--split", "valid"]) == 0
-    assert "accuracy" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "accuracy" in said.out and "has learnt from these pictures" in said.err  # `refit`: from the validation pictures too
 
 
 def test_predict_reads_a_folder_a_zip_and_a_picture(digits, bundle, tmp_path, capsys):

@@ -544,6 +544,20 @@ def test_spaces_part_labels_only_where_no_row_has_another_mark(more, classes, wa
     assert set(data.survey(folder).classes) == classes
 
 
+@pytest.mark.parametrize("labels", [("stop sign",), ("stop sign", "cat"), ("cat",)])
+def test_labels_with_spaces_survive_writing(labels, tmp_path):
+    folder = table(tmp_path / "data", "file,labels", f"0.png,{';'.join(labels)};", *ROWS[1:])
+    data.fix(folder, tmp_path / "out")
+    assert sorted(sorted(item.labels) for item in data.survey(tmp_path / "out").items) == sorted(
+        sorted(item.labels) for item in data.survey(folder).items)
+
+
+def test_a_table_refuses_labels_with_marks(tmp_path):
+    items = [data.Item("1.png", label="red, green")]
+    with pytest.raises(CourseError, match="red, green"): data.write_dataset(items, lambda item: encoded(scene(0)), "csv", tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
 BAD_ROWS = {  # a row that takes the place of that of 5.png, in line 7
     "too few cells": "5.png", "too many cells": "5.png,cat,dog", "no such picture": "99.png,cat",
 }

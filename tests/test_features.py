@@ -306,6 +306,8 @@ def test_knock_out(name):
     (lambda: features.color_histogram(torch.zeros(1, 3, 8, 8), bins=257), "from 1 to 256"),
     (lambda: features.extract(torch.zeros(1, 3, 32, 32), ("hgo",)), "did you mean 'hog'"),
     (lambda: features.extract(torch.zeros(1, 3, 32, 32), ()), "no features named"),
+    (lambda: features.Features(("hog", "hog")).fit(noise(2, 32, 32, 3)), "'hog' is named twice"),
+    (lambda: features.Features(chunk=0).fit_transform(noise(2, 32, 32, 3)), "chunk=0"),
     (lambda: features.extract(torch.zeros(1, 3, 32, 32), hog=dict(orientation=8)), "no option 'orientation'.*orientations"),
     (lambda: features.extract(torch.zeros(1, 3, 32, 32), ("hog",), lbp=dict(points=8)), "options for 'lbp'"),
     (lambda: features.Features().fit(noise(2, 32, 32, 3) / 255), "uint8"),

@@ -93,6 +93,7 @@ def test_thresholds_where_there_is_nothing_to_choose():
     p = np.array([[0.2, 0.2, 0.9], [0.4, 0.4, 0.1]])
     assert best_thresholds(np.array([[0, 1, 1], [0, 1, 0]]), p).tolist() == [0.5, 0.5, 0.5]
     assert np.allclose(best_thresholds(np.array([[1.0], [0.0], [1.0]]), np.array([[0.3], [0.2], [0.8]])), 0.25)
+    assert np.allclose(best_thresholds(np.array([[0.0], [1.0], [1.0]]), np.array([[0.9], [0.8], [0.7]])), 0.35)  # not 0: not everything
 
 
 @real

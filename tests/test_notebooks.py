@@ -129,13 +129,15 @@ def make(folder, name, *sources, tags=("parameters",)):
     return write(dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5), folder / name)
 
 
-def test_a_dead_kernel_a_hanging_one_and_a_good_one(tmp_path):
+def test_a_dead_kernel_a_hanging_one_a_good_one_and_a_wrong_one(tmp_path):
     make(tmp_path / "nbs", "01_dies.ipynb", "seed = 0", "import os; os._exit(3)")
     make(tmp_path / "nbs", "02_hangs.ipynb", "seed = 0", "import time\nwhile True: time.sleep(1)")
     make(tmp_path / "nbs", "03_good.ipynb", "seed = 0", "from course_lib.core import report; report(seed=seed)")
-    dies, hangs, good = run(folder=tmp_path / "nbs", jobs=3, timeout=40, values=dict(seed=7))
+    make(tmp_path / "nbs", "04_wrong.ipynb", "seed = 0", "good = 1\nif good\n    x = 2")
+    dies, hangs, good, wrong = run(folder=tmp_path / "nbs", jobs=4, timeout=40, values=dict(seed=7))
     assert dies.error.startswith("cell [2]: import os; os._exit(3)") and "died" in dies.error
     assert hangs.error == "cell [2]: import time\nstopped after 40 seconds"
+    assert wrong.error.startswith("cell [2]: if good\nSyntaxError")
     assert good.error == "" and good.report["results"] == {"seed": 7}
 
 

@@ -10,9 +10,9 @@ from torch import nn
 from course_lib.core import CourseError, models, open_model
 from course_lib.data import SINGLE, load, pixels
 from course_lib.detection import ZOOMS
-from course_lib.modern import Muon, Whiten, orthogonal
+from course_lib.modern import MUON, Muon, Whiten, orthogonal
 from course_lib.recipes import SpeedNet, cutmix, cutout, mixup, training_flops
-from course_lib.train import LEAST, Recipe, augmentations, fit, generator, networks, side_at, tasks, views_of
+from course_lib.train import LEAST, Recipe, augmentations, fit, generator, networks, optimizers, side_at, tasks, views_of
 
 models.discover()
 K = 4
@@ -95,6 +95,7 @@ def test_pictures_grow_to_their_full_size(splits):
     recipe = Recipe(epochs=8, progressive=0.5)
     sides = [side_at(32, epoch, recipe) for epoch in range(8)]
     assert sides[0] == 16 and sides == sorted(sides) and sides[6:] == [32, 32]
+    assert all(side_at(32, n - 1, Recipe(epochs=n, progressive=0.5)) == 32 for n in range(1, 8))
     loader = tasks[SINGLE](splits, 32, recipe).loader(splits.train, torch.device("cpu"), True)
     assert [loader.batch(epoch, 0)[0].shape[-1] for epoch in (0, 7)] == [16, 32]
     measuring = tasks[SINGLE](splits, 32, recipe).loader(splits.valid, torch.device("cpu"))
@@ -149,6 +150,19 @@ def test_muon_keeps_the_length_of_filters_and_learns():
     assert torch.load(_saved(state), weights_only=True)["param_groups"] == state["param_groups"]
 
 
+def test_muon_takes_filters_of_zeros_and_heeds_lr_scale():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    nn.init.zeros_(model[2].weight)
+    model[0].weight.lr_scale = 0.25
+    optimizer = optimizers["muon"](model, Recipe(**MUON))
+    assert sorted(group["lr_scale"] for group in optimizer.param_groups if group["filters"]) == [0.25, 1.0]
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.ones(1, 3, 8, 8)).square().sum().backward()
+        optimizer.step()
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
 def _saved(state):
     import io
     torch.save(state, file := io.BytesIO())
@@ -183,6 +197,13 @@ def test_every_network_takes_pictures_of_any_side(name):
 def test_too_small_pictures_are_refused_and_progressive_does_not_make_them(splits):
     with pytest.raises(CourseError, match="from 16 to 4096"): models["cnn"](splits, input_size=8)
     assert side_at(32, 0, Recipe(progressive=0.2)) == LEAST and side_at(12, 0, Recipe(progressive=0.2)) == 12
+
+
+def test_counting_flops_changes_no_network():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert training_flops(model, [8], 1) > 0 and model[0].weight.grad is None
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_flops_are_those_counted_by_hand():

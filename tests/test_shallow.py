@@ -19,6 +19,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
+from sklearn.tree import DecisionTreeClassifier
 
 from course_lib import shallow
 from course_lib.core import CourseError, open_bundle, open_model
@@ -283,6 +284,15 @@ def test_a_forest_whose_nodes_point_astray_is_refused(field, value, streets, tmp
     made = forest(streets, input_size=32, trees=2, leaf=4)
     getattr(made.pipeline[-1].estimators_[1].tree_, field)[0] = value
     with pytest.raises(CourseError, match="point astray"): open_model(made.save(tmp_path / "b"))
+
+
+def test_trees_inside_of_inner_pipelines_and_foreign_machines_are_refused(streets, tmp_path):
+    made = forest(streets, input_size=32, trees=2, leaf=4)
+    made.pipeline[-1].estimators_[1].tree_.children_left[0] = 10**6
+    made.pipeline = make_pipeline(made.pipeline, LinearSVM())
+    with pytest.raises(CourseError, match="point astray"): open_model(made.save(tmp_path / "b"))
+    skops.dump(make_pipeline(StandardScaler(), DecisionTreeClassifier().fit(*table())), tmp_path / "tree.skops")
+    with pytest.raises(CourseError, match="holds a DecisionTreeClassifier"): shallow.load_pipeline(tmp_path / "tree.skops")
 
 
 def test_a_renamed_type_inside_the_file_is_refused(machine, tmp_path):

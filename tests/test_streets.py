@@ -214,10 +214,15 @@ def test_fingerprints():
 @pytest.mark.parametrize("spec,said", [
     ("streets?condition=snow", "choose from day, dusk, night, rain, fog, mixed"), ("streets?view=top", "single, multi, detection"),
     ("streets?colour=red", "view, condition, n, valid, test, size"), ("streets?n=many", "expected a value like"),
-    ("streets?n=3", "at least 5"), ("streets?test=2", "at least 5"), ("streets?size=5000", "16 to 640"), ("street", "streets")])
+    ("streets?n=3", "at least 5"), ("streets?test=2", "at least 5"), ("streets?n=20&valid=0", "at least 5"), ("streets?size=5000", "16 to 640"), ("street", "streets")])
 def test_errors_say_what_is_allowed(spec, said):
     with pytest.raises(CourseError, match=said) as error: load(spec)
     assert "\n" not in str(error.value)
+
+
+def test_drawing_refuses_what_it_does_not_know():
+    with pytest.raises(CourseError, match="no view 'multy'"): streets.draw("multy", 0, "train", 0)
+    with pytest.raises(CourseError, match="no condition 'snow'"): streets.draw("single", 0, "train", 0, condition="snow")
 
 
 def test_other_drawing_code_means_other_cached_pixels(monkeypatch):

@@ -211,6 +211,35 @@ def test_killed_ten_times_it_ends_with_the_same_weights(tmp_path):
     assert equal == "True" and int(places) >= 3, done.stderr[-2000:]
 
 
+def test_after_an_error_the_model_is_as_it_was_and_the_run_goes_on(splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.Checkpoint, "due", lambda self: self.path is not None)
+    thin = nn.Sequential(nn.Conv2d(3, 3, 3, 2, groups=3), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 3))
+    recipe, kinds, own = Recipe(epochs=2, **CALM), [type(layer) for layer in thin.modules()], set(thin.__dict__)
+    task = Failing(splits, 32, recipe)
+    task.left = 8
+    with pytest.raises(Interrupted): fit(thin, splits, recipe, 32, task, tmp_path / "run")
+    assert [type(layer) for layer in thin.modules()] == kinds and set(thin.__dict__) == own
+    assert len(fit(thin, splits, recipe, 32, folder=tmp_path / "run", resume=True).rows) == 2
+
+
+def test_several_labels_are_measured_on_logits_whatever_their_size(splits):
+    task = train.MultiLabel(replace(splits, classes=["a", "b"]), 32, Recipe())
+    for logits, right in (([0.3, 0.4], 1.0), ([-0.3, 0.4], 0.5), ([0.3, 5.0], 1.0)):
+        scores = task.metrics()
+        scores.update(torch.tensor([logits]), torch.ones(1, 2))
+        assert scores.compute()["accuracy"] == right
+
+
+def test_no_pictures_to_measure_on_is_one_line(splits):
+    task = tasks[SINGLE](splits, 32, Recipe())
+    with pytest.raises(CourseError, match="no pictures"): measure(net(), task, task.loader(splits.test.subset([]), torch.device("cpu")))
+
+
+@pytest.mark.parametrize("option", [dict(epochs=1.5), dict(batch_size=2.5), dict(seed=0.5)])
+def test_whole_numbers_are_asked_for(option):
+    with pytest.raises(CourseError, match="whole number"): Recipe(**option)
+
+
 def test_a_single_value_to_normalise_is_one_line():
     with pytest.raises(CourseError, match="larger batches"), train.advice(Recipe(batch_size=1), torch.device("cpu")):
         nn.BatchNorm2d(3)(torch.rand(1, 3, 1, 1))

@@ -8,6 +8,7 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from course_lib import train, transfer
@@ -16,7 +17,7 @@ from course_lib.core import CourseError, models, open_model
 from course_lib.data import load, pixels, resize, to_float, write_splits
 from course_lib.shallow import evaluate
 from course_lib.train import Recipe, fit, groups, make_task
-from course_lib.transfer import (RAW, Backbone, Transfer, at_hand, embeddings, learn_transfer, phases, pretrained, published,
+from course_lib.transfer import (RAW, Backbone, Transfer, at_hand, build, embeddings, learn_transfer, phases, pretrained, published,
                                  stages, take_head, thaw)
 
 NAMES = ("vgg16 resnet50 resnet101 densenet121 mobilenet_v2 efficientnet_b0 efficientnet_b1 vit_b_16 convnext_tiny swin_t "
@@ -52,6 +53,13 @@ def test_any_backbone_takes_small_pictures_and_has_stages(name):
     assert len(stages(backbone)) >= 3 and len(found) == len(every) and {*map(id, found)} == {*map(id, every)}
     assert all(group for group in stages(backbone))
     assert Transfer(backbone, 7).eval()(torch.rand(1, 3, 48, 48)).shape == (1, 7)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3", "maxvit_t"])
+def test_backbones_with_further_heads_or_a_fixed_side(name, recwarn):
+    backbone = Backbone(name, 96).eval()
+    with torch.inference_mode(): assert backbone(torch.rand(2, 3, 48, 48)).shape == (2, backbone.width)
+    assert getattr(backbone.net, "transform_input", True) and not recwarn.list
 
 
 @pytest.mark.parametrize("name", ["resnet50", "vit_b_16", "timm:tf_efficientnet_lite0"])
@@ -113,6 +121,16 @@ def test_a_damaged_file_is_refused(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / file).write_bytes(b"half a file")
     with pytest.raises(CourseError, match="damaged"): pretrained("resnet50")
+
+
+def test_a_file_of_timm_put_by_hand_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    [weights], own = published("timm:test_resnet"), build("timm:test_resnet")
+    assert weights.file == "test_resnet.safetensors"
+    (tmp_path / "checkpoints").mkdir()
+    save_file(own.state_dict(), tmp_path / "checkpoints" / weights.file)
+    found, _ = pretrained("timm:test_resnet")
+    assert all(torch.equal(value, own.state_dict()[name]) for name, value in found.state_dict().items())
 
 
 def test_weights_that_cannot_be_had_are_one_line_with_the_way_out(tmp_path, monkeypatch, capsys):
