@@ -73,7 +73,7 @@ def cnn(
 
 # %% ../nbs/06_cnn.ipynb #f04f6189
 class Residual(nn.Module):
-    "x + f(x), with two convolutions in f: [B, C, S, S] to the same shape (He et al. 2016a, section 3.2)."
+    "x + f(x), with two convolutions in f: [B, C, S, S] to the same shape (He et al. 2016, section 3.2)."
     def __init__(self,
         channels: int,
         skip: bool = True,  # without it: f(x) alone, for comparison
