@@ -226,7 +226,7 @@ def writable_bundle(
         raise CourseError(f"'{folder}' is a bundle with other files in it ({others[0]}), which would be lost: choose another folder")
     try: (trial := folder.with_name(f".{folder.name}.part")).mkdir(parents=True, exist_ok=True)
     except OSError as why: raise CourseError(f"nothing can be written beside '{folder}' ({why.strerror}): choose another folder") from None
-    shutil.rmtree(trial)
+    shutil.rmtree(trial, ignore_errors=True)
     return folder
 
 

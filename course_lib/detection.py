@@ -76,6 +76,12 @@ class Coco(MeanAveragePrecision):
         super().__init__(iou_thresholds=list(map(float, iou_thresholds)), rec_thresholds=np.linspace(0, 1, 101).tolist(),
                          backend="faster_coco_eval", **how)
 
+    def _sync_dist(self, dist_sync_fn=None, process_group=None):  # torchmetrics' own wants equal counts, and a GPU for NCCL
+        mine = {name: getattr(self, name) for name in self._reductions}
+        every = [None] * torch.distributed.get_world_size(process_group)
+        torch.distributed.all_gather_object(every, mine, group=process_group)
+        for name in mine: setattr(self, name, [one for part in every for one in part[name]])
+
 
 class AveragePrecision(Coco):
     """COCO's mean average precision of what a detector says, collected on the CPU.
@@ -87,7 +93,8 @@ class AveragePrecision(Coco):
         super().__init__(compute_on_cpu=True)
         self.size = size
 
-    def update(self, outputs, targets): super().update(detections(outputs, self.size), as_truth(targets, outputs["loc"].device))
+    def update(self, outputs, targets):
+        super().update(detections({name: value.cpu() for name, value in outputs.items()}, self.size), as_truth(targets))
 
     def compute(self): return {name: value for name, value in super().compute().items() if name in ("map", "map_50", "map_75")}
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .core import CourseError, Registry
 from .data import Pictures, Splits, pixels
 from .shallow import single_label
-from .train import History, Network, Recipe, extends, network
+from .train import History, Network, Recipe, extends, make_accelerator, network
 from .transfer import RAW, Backbone, Transfer, joined, learn_transfer, step
 
 # %% ../nbs/11_ensembles.ipynb #7e533d2a
@@ -186,8 +186,9 @@ def learn_ensemble(
         own, place = replace(recipe, seed=recipe.seed + i), folder and Path(folder) / f"member-{i}"
         done.append(step(member, place, resume, lambda place: learn_transfer(
             member, splits, own, input_size, task, place, resume, device, **more)))
+    model.to(make_accelerator(recipe, device).device)  # the votes and the judge, too, and members that were read from files
     if len(splits.valid): model.settle(said_by(model, splits.valid, input_size), np.array(splits.valid.targets))
-    for path in Path(folder).glob("member-*/done.pt") if folder else (): path.unlink()
+    for path in Path(folder).glob("member-*/done.pt") if folder else (): path.unlink(missing_ok=True)
     return joined(done)
 
 # %% ../nbs/11_ensembles.ipynb #d0e70bc9

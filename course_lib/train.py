@@ -2,14 +2,15 @@
 
 # %% auto #0
 __all__ = ['tasks', 'augmentations', 'LEAST', 'schedules', 'optimizers', 'networks', 'Classification', 'OfLogits', 'MultiLabel',
-           'channel_statistics', 'flipped', 'alternated', 'shifted', 'nudged', 'Dice', 'generator', 'Loader', 'side_at',
-           'measure', 'share', 'as_float', 'Recipe', 'constant', 'cosine', 'linear', 'one_cycle', 'plateau',
-           'learning_rate', 'groups', 'adamw', 'sgd', 'seed_step', 'Checkpoint', 'unfinished', 'same_run', 'claim',
-           'Losses', 'advice', 'History', 'make_accelerator', 'leave', 'best_precision', 'averaged', 'SharedBatchNorm',
-           'keep_memory', 'StridedDepthwise', 'prepare_layers', 'restore_layers', 'as_found', 'fit', 'make_task',
-           'beginning', 'my_parts', 'refuse_scores', 'finite', 'said', 'Best', 'event_writer', 'write_events',
-           'Network', 'save_weights', 'load_weights', 'views_of', 'network', 'arguments_of', 'extends', 'own_options',
-           'train_network', 'described', 'record_runs', 'recorded', 'join']
+           'channel_statistics', 'flipped', 'alternated', 'shifted', 'nudged', 'Dice', 'generator', 'Loader',
+           'most_at_once', 'side_at', 'measure', 'share', 'as_float', 'Recipe', 'constant', 'cosine', 'linear',
+           'one_cycle', 'plateau', 'learning_rate', 'groups', 'adamw', 'sgd', 'seed_step', 'Checkpoint', 'unfinished',
+           'same_run', 'claim', 'Losses', 'advice', 'History', 'make_accelerator', 'leave', 'best_precision',
+           'averaged', 'SharedBatchNorm', 'keep_memory', 'StridedDepthwise', 'prepare_layers', 'restore_layers',
+           'as_found', 'fit', 'make_task', 'beginning', 'my_parts', 'refuse_scores', 'refuse_overflow', 'finite',
+           'said', 'Best', 'event_writer', 'write_events', 'Network', 'as_it_fits', 'save_weights', 'load_weights',
+           'views_of', 'network', 'arguments_of', 'extends', 'own_options', 'train_network', 'described', 'record_runs',
+           'recorded', 'join']
 
 # %% ../nbs/05_training.ipynb #10431886
 import atexit
@@ -116,8 +117,10 @@ def channel_statistics(
     most: int = 20_000,  # about so many pictures are looked at
 ) -> tuple[tuple, tuple]:
     "Mean and deviation of each channel, 0..1."
-    chosen = images[::max(1, len(images) // most)]                                     # [n, H, W, 3]
-    counts = np.stack([np.bincount(chosen[..., c].ravel(), minlength=256) for c in range(3)]).astype(float)  # [3, 256]
+    chosen, counts = images[::max(1, len(images) // most)], np.zeros((3, 256))         # [n, H, W, 3]
+    for start in range(0, len(chosen), 256):                                           # counting needs eight bytes for each
+        part = np.array(chosen[start:start + 256])
+        counts += [np.bincount(part[..., c].ravel(), minlength=256) for c in range(3)]
     counts /= counts.sum(1, keepdims=True)
     values = np.arange(256) / 255
     mean = counts @ values
@@ -173,7 +176,7 @@ class Loader:
         recipe = task.recipe
         self.names, self.mean, self.std, self.device = pictures.names, task.mean, task.std, device
         self.classes, self.seed, self.training, self.recipe = len(pictures.classes), recipe.seed, training, recipe
-        size = recipe.batch_size if training else max(recipe.batch_size, 250)
+        size = recipe.batch_size if training else max(recipe.batch_size, 250) if device.type == "cpu" else most_at_once(recipe)
         self.batches = Batches(pictures, task.input_size, size, training, recipe.seed)
         chosen = [name.strip() for name in recipe.augment.split(",") if name.strip()] if training else []
         self.changes = [augmentations[name] for name in chosen]
@@ -190,6 +193,7 @@ class Loader:
         dice.epoch, dice.numbers = epoch, self.batches.numbers(epoch, step)
         for change in self.changes: images, targets = change(images, targets, dice, self.classes)
         images = to_float(images, self.mean, self.std)
+        if self.device.type == "mps": images = images.contiguous()  # there channels last has been wrong (pytorch issue 175189)
         side = side_at(images.shape[-1], epoch, self.recipe) if self.training else images.shape[-1]
         if side < images.shape[-1]: images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
         return images, targets
@@ -206,6 +210,13 @@ class Loader:
         return [self.names[i] for i in self.batches.numbers(epoch, step)]
 
 # %% ../nbs/05_training.ipynb #7009eaa5
+def most_at_once(
+    recipe: "Recipe",
+) -> int:
+    "Pictures in a batch to measure on, where memory is scarce: no gradients are kept, so a few times as many as in training."
+    return min(250, 4 * -(-recipe.batch_size // recipe.accumulate))
+
+
 LEAST = 16  # side of the smallest pictures that a network of this course takes, in pixels
 
 
@@ -292,6 +303,7 @@ class Recipe:
         for one in fields(self):
             if one.type is int and not isinstance(getattr(self, one.name), Integral):
                 raise CourseError(f"{one.name}={getattr(self, one.name)}: use a whole number")
+            if one.type in (int, float): object.__setattr__(self, one.name, one.type(getattr(self, one.name)))  # none of numpy's
         for name, allowed in dict(keep=("last", "best"), precision=("auto", "fp32", "bf16", "fp16")).items():
             if getattr(self, name) in allowed: continue
             raise CourseError(f"{name}={getattr(self, name)}: use one of {', '.join(allowed)}")
@@ -509,7 +521,8 @@ def advice(
         raise CourseError(f"batch normalisation needs more than one value: with batches of {recipe.batch_size} in {recipe.accumulate} "
                           "part(s) use larger batches, less accumulation, or larger pictures") from error
     except RuntimeError as error:  # torch.OutOfMemoryError is one; on the CPU there is only the text
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error): raise
+        signs = ("allocate memory", "out of memory", "alloc_failed")
+        if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error).lower() for sign in signs): raise
         raise CourseError(f"out of memory on {device} with batches of {recipe.batch_size} in {recipe.accumulate} part(s): "
                           "raise accumulate, or lower batch_size, the input size or the model's size") from error
 
@@ -666,11 +679,17 @@ def as_found(
     train,  # a function of a model, and of more
 ):
     "The same function; in the end, also after an error, the model gets its usual layers and its own `forward` again."
+    names = ("forward", "_original_forward", "_is_accelerate_prepared")  # what accelerate sets
     @wraps(train)
     def wrapped(model, *arguments, **options):
+        places = [vars(one) for one in (model, getattr(model, "_orig_mod", None)) if one is not None]  # a compiled model has both
+        before = [{name: place[name] for name in names if name in place} for place in places]
+        for place in places: place.pop("_is_accelerate_prepared", None)  # else accelerate would leave it as it is
         try: return train(model, *arguments, **options)
         finally:
-            for name in ("forward", "_original_forward", "_is_accelerate_prepared"): model.__dict__.pop(name, None)
+            for place, own in zip(places, before):
+                for name in names: place.pop(name, None)
+                place.update(own)
             restore_layers(model)
     return wrapped
 
@@ -688,8 +707,8 @@ def fit(
 ) -> History:
     """Train a model: the one loop of this course, for every task.
 
-    Same seed, same machine: the same weights, bit for bit, also when the run is interrupted and resumed. Under torchrun
-    the processes share each batch. CourseError for a loss that is not finite, for lack of memory, for a wrong resume."""
+    Same seed, same machine: the same weights, bit for bit, also when the run is interrupted and resumed; on a GPU, which adds
+    up in any order, nearly the same. Under torchrun the processes share each batch. CourseError for a loss that is not finite, for lack of memory, for a wrong resume."""
     if not len(splits.train): raise CourseError("no pictures to learn from: the training split is empty")
     if not len(splits.valid): refuse_scores(recipe)
     accelerator = make_accelerator(recipe, device)
@@ -697,7 +716,7 @@ def fit(
     task = task or make_task(model, splits, input_size, recipe)
     train, valid = task.loader(splits.train, accelerator.device, True), task.loader(splits.valid, accelerator.device)
     about = dict(asdict(recipe), data=splits.fingerprint, input_size=input_size, layers=crc32(str(model).encode()))
-    if recipe.channels_last: model.to(memory_format=torch.channels_last)
+    if recipe.channels_last and accelerator.device.type != "mps": model.to(memory_format=torch.channels_last)
     prepare_layers(model, accelerator.device, world)
     optimizer = optimizers[recipe.optimizer](model, recipe)
     net, optimizer = accelerator.prepare(model, optimizer)
@@ -744,6 +763,7 @@ def fit(
                 found = measure(average.module if average else model, task, valid, accelerator)
                 row |= dict(valid_loss=finite(found.pop("loss"), epoch, rate), **found)
             history.add(dict(row, seconds=time.perf_counter() - began))
+            refuse_overflow(accelerator.scaler)
             if recipe.keep == "best" and history.waited() == 0: best.take(average.module if average else model)
             place = dict(epoch=epoch + 1, step=0, total=0.0, seconds=0.0)
             if rank == 0:
@@ -789,7 +809,7 @@ def my_parts(
     "This process's share of a batch, in the recipe's number of parts. CourseError if there is too little to share."
     if n < world: raise CourseError(f"a batch of {n} cannot be shared by {world} processes: use larger batches or more data")
     mine = share(n, rank, world)
-    count = min(recipe.accumulate, mine.stop - mine.start)
+    count = min(recipe.accumulate, n // world)                          # as many in each process
     for part in (share(mine.stop - mine.start, i, count) for i in range(count)):
         yield slice(mine.start + part.start, mine.start + part.stop)
 
@@ -801,6 +821,14 @@ def refuse_scores(
     for name, asked in dict(keep="best", schedule="plateau").items():
         if getattr(recipe, name) == asked: raise CourseError(f"{name}={asked} goes by validation pictures, and there are none")
     if recipe.early_stopping_patience: raise CourseError("early_stopping_patience goes by validation pictures, and there are none")
+
+
+def refuse_overflow(
+    scaler,  # of fp16, or None
+) -> None:
+    "CourseError if no gradient has been finite for so long that the scaler has nothing left to give."
+    if scaler is None or not scaler.is_enabled() or scaler.get_scale() >= 1: return
+    raise CourseError("fp16: the gradients are not finite, step after step: use fp32, bf16, clip=1 or a lower learning rate")
 
 
 def finite(
@@ -882,13 +910,15 @@ class Network:
         "Uncalibrated scores, float32 [B, K]."
         if images.dtype != np.uint8 or images.shape[1:] != (self.size, self.size, 3):
             raise CourseError(f"pictures must be uint8 [B, {self.size}, {self.size}, 3], not {images.dtype} {list(images.shape)}")
-        with keep_memory(): parts = [self._logits(images[i:i + 125]) for i in range(0, len(images), 125)]  # more is not faster
+        ask = lambda size: [self._logits(images[i:i + size]) for i in range(0, len(images), size)]
+        with keep_memory(): parts = as_it_fits(ask, 125)                           # more is not faster
         return torch.cat([torch.zeros(0, len(self.classes)), *parts])
 
     def _logits(self, images):
         device = next(self.model.parameters()).device
         batch = torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2)  # [B, 3, S, S]
-        half = dict(bf16=torch.bfloat16, fp16=torch.float16).get(best_precision(device.type))
+        precision = self.about.get("recipe", {}).get("precision")
+        half = dict(bf16=torch.bfloat16, fp16=torch.float16).get(precision if precision == "fp32" else best_precision(device.type))
         with torch.inference_mode(), torch.autocast(device.type, half, enabled=half is not None):
             batch = to_float(batch, self.mean, self.std)
             return sum(self.model(view).float() for view in views_of(batch, self.views)).cpu() / self.views
@@ -923,6 +953,19 @@ class Network:
 formats["safetensors"] = Network.load
 
 
+def as_it_fits(
+    ask,        # ask(size) works through something in batches of a size
+    size: int,  # to begin with
+):
+    "What `ask` returns; where a GPU has too little memory, with half the size, and again."
+    while True:
+        try: return ask(size)
+        except torch.OutOfMemoryError:
+            if size == 1: raise
+        size //= 2
+        torch.cuda.empty_cache()
+
+
 def save_weights(
     folder: Path,      # the bundle to write
     model: nn.Module,  # from `networks`
@@ -943,7 +986,8 @@ def load_weights(
     try:
         model = networks[meta["architecture"]](len(meta["classes"]), **meta["network"])
         model.load_state_dict(load_file(bundle.folder / "weights.safetensors"))
-        return wrap(model.to(memory_format=torch.channels_last).eval(), meta)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return wrap(model.to(device, memory_format=torch.channels_last).eval(), meta)
     except (KeyError, TypeError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise CourseError(f"'{bundle.folder}' does not fit its architecture '{meta['architecture']}': {first}") from None
@@ -1045,7 +1089,8 @@ def train_network(
     size = input_size or int(np.clip(min(splits.train.read(0).shape[:2]), *getattr(model, "sizes", (32, 64))))
     task = make_task(model, splits, size, recipe)
     history = learn(model, splits, recipe, size, task, folder, resume, device, **how)
-    trained = Network(model, splits.classes, size, task.mean, task.std, name, arguments, splits.task, views=views)
+    about = dict(recipe=asdict(recipe))
+    trained = Network(model, splits.classes, size, task.mean, task.std, name, arguments, splits.task, about=about, views=views)
     trained = described(trained, splits, history, recipe)
     if models[name].finish: models[name].finish(trained, splits)
     return trained

@@ -206,12 +206,13 @@ def embeddings(
     input_size: int,      # side of the pictures in pixels
     views: int = 1,       # of each picture, 1, 2 or 6: see `views_of`
     device: str = "auto", # cpu, cuda, mps, or auto: the best there is
+    precision: str = "auto",  # as in a recipe
 ) -> np.ndarray:          # float32 [N, views, width], memory-mapped, read only
     "What the backbone says about each picture: computed once, read from a file after that."
     if not len(pictures): return np.zeros((0, views, backbone.width), np.float32)
     def write(part):
-        with open(part, "wb") as file: np.save(file, embed(backbone, pixels(pictures, input_size), views, device))
-    key = sha1(f"{fingerprint(backbone)}:{pictures.key}:{input_size}:{views}".encode()).hexdigest()[:20]
+        with open(part, "wb") as file: np.save(file, embed(backbone, pixels(pictures, input_size), views, device, precision))
+    key = sha1(f"{fingerprint(backbone)}:{pictures.key}:{input_size}:{views}:{precision}".encode()).hexdigest()[:20]
     return np.load(build_once(home() / "cache" / f"embeddings-{key}.npy", write), mmap_mode="r")
 
 # %% ../nbs/09_transfer.ipynb #f976ccf0
@@ -220,9 +221,10 @@ def embed(
     images: np.ndarray,    # uint8 [N, S, S, 3]
     views: int = 1,        # as for `embeddings`
     device: str = "auto",  # likewise
+    precision: str = "auto",
 ) -> np.ndarray:           # float32 [N, views, width]
-    "The same without the file."
-    accelerator, found = make_accelerator(Recipe(), device), []
+    "The same without the file. CourseError for numbers too large for half precision."
+    accelerator, found = make_accelerator(Recipe(precision=precision), device), []
     backbone = fused(backbone).to(accelerator.device, memory_format=torch.channels_last)
     half = dict(bf16=torch.bfloat16, fp16=torch.float16).get(accelerator.mixed_precision, torch.float32)
     for module in backbone.modules():
@@ -232,6 +234,7 @@ def embed(
             batch = torch.from_numpy(np.array(images[start:start + 50])).to(accelerator.device).permute(0, 3, 1, 2)
             seen = [backbone(view) for view in views_of(to_float(batch, *RAW), views)]    # views of [B, width]
             found.append(torch.stack(seen, 1).float().cpu().numpy())
+            if not np.isfinite(found[-1]).all(): raise CourseError("the embeddings are not finite: use precision=fp32")
     return np.concatenate(found)
 
 # %% ../nbs/09_transfer.ipynb #0d651b78
@@ -309,9 +312,10 @@ def learn_head(
     device: str = "auto",
 ) -> History:
     "Train the head on embeddings of the pictures (and of their mirror images, if the recipe has `flip`)."
-    views, recipe = 2 if "flip" in recipe.augment else 1, replace(recipe, precision="fp32", progressive=1.0, accumulate=1)
-    vectors = {splits.train.key: embeddings(model.backbone, splits.train, input_size, views, device),
-               splits.valid.key: embeddings(model.backbone, splits.valid, input_size, 1, device)}
+    views = 2 if "flip" in recipe.augment else 1
+    vectors = {splits.train.key: embeddings(model.backbone, splits.train, input_size, views, device, recipe.precision),
+               splits.valid.key: embeddings(model.backbone, splits.valid, input_size, 1, device, recipe.precision)}
+    recipe = replace(recipe, precision="fp32", progressive=1.0, accumulate=1)
     return fit(model.head, splits, recipe, input_size, Embedded(task, vectors, recipe), folder, resume, device)
 
 # %% ../nbs/09_transfer.ipynb #41b52125
@@ -440,7 +444,7 @@ def follow(
         thaw(model.backbone, groups, last, stage_decay)
         done.append(step(model, under(f"last-{last}"), resume, lambda place: rest(epochs, place)))
     model.requires_grad_(True).to(next(model.head.parameters()).device).eval()
-    for path in Path(folder).glob("*/done.pt") if folder else (): path.unlink()
+    for path in Path(folder).glob("*/done.pt") if folder else (): path.unlink(missing_ok=True)
     return joined(done)
 
 # %% ../nbs/09_transfer.ipynb #568cef4b

@@ -2,8 +2,12 @@
 import contextlib
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from hashlib import sha1
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -469,6 +473,51 @@ def test_only_detectors_draw(tmp_path, capsys):
     Image.fromarray(data.test.read(0)).save(tmp_path / "a.png")
     assert cli.main(["predict", str(tmp_path / "b"), str(tmp_path / "a.png"), "--draw", str(tmp_path / "d")]) == 2
     assert "--draw is for detectors" in capsys.readouterr().err
+
+
+TWO = '''
+import sys
+import torch
+import torch.distributed as dist
+sys.path.insert(0, {tests!r})
+from test_detection import known_answers
+from course_lib.detection import Coco, as_truth
+dist.init_process_group("gloo")
+found, truth = known_answers()
+mine = slice(0, 3) if dist.get_rank() == 0 else slice(3, 5)
+metric = Coco(compute_on_cpu=True)
+metric.update(found[mine], as_truth(truth[mine]))
+scores = metric.compute()
+if dist.get_rank() == 0: torch.save({{name: scores[name] for name in ("map", "map_50")}}, sys.argv[1])
+dist.destroy_process_group()
+'''
+
+
+def known_answers():
+    "Detections and truths of five pictures."
+    dice = torch.Generator().manual_seed(3)
+    def boxes(n):
+        low = torch.rand(n, 2, generator=dice) * 40
+        return torch.cat([low, low + 10 + 30 * torch.rand(n, 2, generator=dice)], 1)
+    truth = [dict(boxes=boxes(n), labels=torch.randint(1, 3, (n,), generator=dice)) for n in (3, 1, 4, 2, 3)]
+    found = [dict(boxes=t["boxes"] + 3 * torch.randn(t["boxes"].shape, generator=dice), labels=t["labels"],
+                  scores=torch.rand(len(t["labels"]), generator=dice)) for t in truth]
+    return found, truth
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="torchrun's rendezvous")
+def test_processes_with_unequal_shares_measure_as_one(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO.format(tests=str(Path(__file__).parent)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*torchrun, script, tmp_path / "two.pt"], env=dict(os.environ, OMP_NUM_THREADS="1"), timeout=200,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, truth = known_answers()
+    (metric := Coco()).update(found, as_truth(truth))
+    expected = metric.compute()
+    assert 0 < expected["map"] < 1
+    for name, value in torch.load(tmp_path / "two.pt").items(): assert value == pytest.approx(expected[name].item(), abs=1e-9)
 
 
 # ---- knock-outs: break one thing, and a check above must fail

@@ -222,6 +222,60 @@ def test_after_an_error_the_model_is_as_it_was_and_the_run_goes_on(splits, tmp_p
     assert len(fit(thin, splits, recipe, 32, folder=tmp_path / "run", resume=True).rows) == 2
 
 
+def test_a_forward_of_the_models_own_survives(splits):
+    model = net()
+    model.forward = own = lambda x: type(model).forward(model, x)
+    with pytest.raises(CourseError): fit(model, replace(splits, train=splits.train.subset([])), Recipe(**CALM), 32)
+    assert vars(model)["forward"] is own
+    fit(model, splits, Recipe(epochs=1, precision="bf16", **CALM), 32)
+    assert vars(model)["forward"] is own and "_is_accelerate_prepared" not in vars(model)
+
+
+@pytest.mark.parametrize("text", ["CUDA error: out of memory", "MPS backend out of memory (MPS allocated", "CUBLAS_STATUS_ALLOC_FAILED"])
+def test_every_way_to_run_out_of_memory_is_one_line(text):
+    with pytest.raises(CourseError, match="raise accumulate"), train.advice(Recipe(), torch.device("cpu")): raise RuntimeError(text)
+
+
+def test_predictions_take_smaller_batches_where_memory_is_scarce(splits, monkeypatch):
+    exact = dict(recipe=dict(precision="fp32"))
+    trained = train.Network(net().eval(), list("abc"), 32, (0.5,) * 3, (0.2,) * 3, "net", {}, about=exact)
+    images, small = pixels(splits.test, 32), trained._logits
+    expected = trained.logits(images)
+    def scarce(part):
+        if len(part) > 20: raise torch.OutOfMemoryError("no more")
+        return small(part)
+    monkeypatch.setattr(trained, "_logits", scarce)
+    assert torch.allclose(trained.logits(images), expected, atol=1e-5)
+
+
+def test_predictions_are_made_in_32_bits_if_the_training_was(splits):
+    cells, model = [], net()
+    model[0].register_forward_hook(lambda module, args, out: cells.append(out.dtype))
+    trained = train.Network(model, list("abc"), 32, (0.5,) * 3, (0.2,) * 3, "net", {}, about=dict(recipe=dict(precision="fp32")))
+    trained.logits(pixels(splits.test, 32)[:4])
+    assert cells == [torch.float32]
+
+
+def test_numbers_of_numpy_become_plain_ones():
+    recipe = Recipe(epochs=np.int64(3), learning_rate=np.float64(0.1), clip=1)
+    assert [type(getattr(recipe, name)) for name in ("epochs", "learning_rate", "clip")] == [int, float, float]
+
+
+def test_fp16_that_overflows_for_good_is_one_line():
+    class Scaler:
+        def is_enabled(self): return True
+        def get_scale(self): return 2.0**-3
+    with pytest.raises(CourseError, match="use fp32"): train.refuse_overflow(Scaler())
+    train.refuse_overflow(None)
+
+
+@pytest.mark.parametrize("n, world", [(33, 8), (10, 3), (7, 7)])
+def test_every_process_works_through_as_many_parts(n, world):
+    parts = [list(train.my_parts(n, Recipe(batch_size=64, accumulate=5), rank, world)) for rank in range(world)]
+    assert len({len(mine) for mine in parts}) == 1
+    assert sorted(i for mine in parts for part in mine for i in range(part.start, part.stop)) == list(range(n))
+
+
 def test_several_labels_are_measured_on_logits_whatever_their_size(splits):
     task = train.MultiLabel(replace(splits, classes=["a", "b"]), 32, Recipe())
     for logits, right in (([0.3, 0.4], 1.0), ([-0.3, 0.4], 0.5), ([0.3, 5.0], 1.0)):
