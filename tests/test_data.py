@@ -96,6 +96,27 @@ def check_orientation():
 def test_pictures_stand_upright(): check_orientation()
 
 
+@pytest.mark.parametrize("values, expected", [
+    (np.array([0, 255], np.int32), [0, 255]), (np.array([0, 65535], np.int32), [0, 255]), (np.array([0, 100], np.uint16), [0, 0]),
+    (np.array([0, 0.5, 1]), [0, 128, 255]), (np.array([0.0, 128, 255]), [0, 128, 255]), (np.array([0.0, 32768, 65535]), [0, 128, 255]),
+    (np.array([0, 1, np.inf, -np.inf, np.nan]), [0, 255, 255, 0, 0])])
+def test_grey_values_of_any_width_keep_their_range(values, expected): assert data._eight_bits(values).tolist() == expected
+
+
+def test_a_fingerprint_sees_every_flag(tmp_path):
+    before = data.load(voc(tmp_path / "a")).fingerprint
+    path = next((voc(tmp_path / "b") / "Annotations").glob("*.xml"))
+    text = path.read_text()
+    assert before == data.load(tmp_path / "b").fingerprint and "</name>" in text
+    path.write_text(text.replace("</name>", "</name><occluded>1</occluded>", 1))
+    assert data.load(tmp_path / "b").fingerprint != before
+
+
+def test_pictures_smaller_than_the_shift_are_moved_less():
+    images = torch.arange(2 * 3 * 16).view(2, 3, 4, 4)
+    assert data.shift(images, torch.Generator().manual_seed(0)).shape == images.shape
+
+
 @pytest.mark.parametrize("file", [with_exif(99), encoded(RGB, "jpeg", quality=100, subsampling=0, exif=b"Exif\0\0garbage"),
                                   encoded(RGB, "jpeg", quality=100, subsampling=0, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff ?")])
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")

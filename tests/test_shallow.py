@@ -21,7 +21,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
-from course_lib import shallow
+from course_lib import core, shallow
 from course_lib.core import CourseError, open_bundle, open_model
 from course_lib.data import SINGLE, Pictures, Splits, decode, load, pixels
 from course_lib.features import Features
@@ -293,6 +293,15 @@ def test_trees_inside_of_inner_pipelines_and_foreign_machines_are_refused(street
     with pytest.raises(CourseError, match="point astray"): open_model(made.save(tmp_path / "b"))
     skops.dump(make_pipeline(StandardScaler(), DecisionTreeClassifier().fit(*table())), tmp_path / "tree.skops")
     with pytest.raises(CourseError, match="holds a DecisionTreeClassifier"): shallow.load_pipeline(tmp_path / "tree.skops")
+
+
+def test_a_list_of_files_that_is_none_is_refused(machine, tmp_path):
+    bundle = machine.save(tmp_path / "b")
+    meta = json.loads((bundle / "model.json").read_text()) | dict(files=["a"])
+    (bundle / "model.json").write_text(json.dumps(meta | dict(digest=core.digest(meta))))
+    with pytest.raises(CourseError, match="list of files is damaged"): open_bundle(bundle)
+    with pytest.raises(CourseError): core.writable_bundle(bundle)
+    with pytest.raises(CourseError, match="use a number"): core.within(0, 1, dropout="a")
 
 
 def test_a_renamed_type_inside_the_file_is_refused(machine, tmp_path):
