@@ -4,7 +4,7 @@
 __all__ = ['PATHS', 'SPEC', 'argument_comments', 'add_options', 'option_type', 'data_list', 'data_check', 'data_render', 'train',
            'tell', 'train_list', 'untrained', 'evaluate_bundle', 'score_table', 'predict', 'pictures_at', 'make_room',
            'predict_batch', 'predict_boxes', 'drawn_file', 'save_picture', 'likely', 'as_line', 'notebooks_run',
-           'Parser', 'make_parser', 'natural', 'named_model', 'main']
+           'Parser', 'make_parser', 'natural', 'named_model', 'run', 'main']
 
 # %% ../nbs/91_cli.ipynb #978519c2
 import argparse
@@ -453,6 +453,17 @@ def _add_use(commands) -> None:
     action.add_argument("--draw", metavar="OUT", help="a folder for the pictures with boxes and names drawn; for detectors")
 
 # %% ../nbs/91_cli.ipynb #3a717eb1
+def run(
+    argv: list[str],  # the words after `course`
+) -> int:
+    "Run a command; its exit status. What goes wrong is raised."
+    if argv[:1] == ["train"] and "--list" in argv: return train_list()
+    named = named_model(argv[1:]) if argv[:1] == ["train"] else None
+    args = make_parser(named).parse_args(argv)
+    if "model" in args and not args.model: raise CourseError("train what? `course train --list` shows the models")
+    return args.command(args)
+
+
 def main(
     argv: list[str] | None = None,  # the words after `course`; by default those of the process
 ) -> int:
@@ -461,11 +472,12 @@ def main(
     for stream in (sys.stdout, sys.stderr):  # file names may hold characters that the terminal cannot show
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     try:
-        if argv[:1] == ["train"] and "--list" in argv: return train_list()
-        named = named_model(argv[1:]) if argv[:1] == ["train"] else None
-        args = make_parser(named).parse_args(argv)
-        if "model" in args and not args.model: raise CourseError("train what? `course train --list` shows the models")
-        return args.command(args)
+        status = run(argv)
+        sys.stdout.flush()  # here, not at the end of the process, a reader who has left is met
+        return status
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        return 141  # as a shell says of a process that SIGPIPE ended
     except (CourseError, OSError) as why:
         print(f"course: {why}", file=sys.stderr)
         return 2

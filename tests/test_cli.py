@@ -1,5 +1,6 @@
 "The command line as its users meet it: what works, what it says when it cannot, and what a kill leaves behind."
 import json
+import os
 import random
 import shutil
 import signal
@@ -267,6 +268,15 @@ def test_help_answers_without_loading_models():
     code = "import sys; from course_lib.cli import main\ntry: main(['--help'])\nexcept SystemExit as e: assert e.code == 0"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "COMMAND" in done.stdout
+
+
+@pytest.mark.parametrize("buffering", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"])
+def test_a_reader_who_leaves_is_no_error(buffering):
+    code = "import sys; from course_lib.cli import main; sys.exit(main(['data', 'list']))"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | buffering
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
 
 
 def predictions(bundle, pictures):
