@@ -193,16 +193,16 @@ def hybrid_attention(
     size: str = "base",     # small, base or large: 32, 64 or 96 channels in the first of three stages
     attention: bool = True, # squeeze-and-excitation in the residual units
     dense: bool = True,     # a dense block after each unit; without it a second unit
+    early: bool = True,     # as many channels as the resnet in two stages, 5/8 in the third; without it 3/4 in each
 ) -> nn.Module:
     """In each stage a residual unit with attention to channels, then a dense block that keeps what the unit found.
 
-    Three quarters of the resnet's channels, so that both have about as many weights."""
+    About as many weights as the resnet of the same size."""
     w = of_size(size, WIDTHS)
     layers, inputs = [stem(w)], w
-    for outputs, halve in ((w, False), (2 * w, True), (4 * w, True)):
-        outputs = 3 * outputs // 4
-        second = Dense(outputs, 2, outputs // 4) if dense else Identity(outputs, outputs, attention=attention)
-        layers += [Identity(inputs, outputs, halve, attention=attention), second]
+    for outputs, halve in zip((w, 2 * w, 5 * w // 2) if early else (3 * w // 4, 3 * w // 2, 3 * w), (False, True, True)):
+        layers.append(Identity(inputs, outputs, halve, attention=attention))
+        layers.append(Dense(outputs, 2, outputs // 4) if dense else Identity(outputs, outputs, attention=attention))
         inputs = outputs + (2 * (outputs // 4) if dense else 0)
     return nn.Sequential(*layers, classifier(inputs, classes))
 
