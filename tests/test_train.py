@@ -181,14 +181,17 @@ def child(run):
     run()
     os._exit(0)
 
-def train():
+def train(folder=folder):
     m = model()
     t.fit(m, data, recipe, 32, folder=folder, resume=True)
     torch.save(t.vector(m), folder + ".pt")
 
+began = time.monotonic()
+os.waitpid(child(lambda: train(folder + "-in-peace")), 0)
+took = time.monotonic() - began  # so that kills hit the run on a fast machine, too
 for _ in range(10):
     pid = child(train)
-    time.sleep(dice.uniform(0.03, 0.6))
+    time.sleep(dice.uniform(0.02, 0.3) * took)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     if os.path.exists(folder + "/checkpoint.pt"):
@@ -535,11 +538,14 @@ def test_every_network_trains_saves_and_opens(name, splits, tmp_path):
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_weight_of_every_network_gets_a_gradient(name):
-    torch.manual_seed(0)
-    model = networks[name](7, size="small")
-    out = model(torch.randn(4, 3, 48, 48))
-    out.square().sum().backward()
-    assert out.shape == (4, 7) and all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
+    moved = set()  # over three initialisations: all four ReLUs of a small gate may be silent in one
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = networks[name](7, size="small")
+        out = model(torch.randn(4, 3, 48, 48))
+        out.square().sum().backward()
+        moved |= {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert out.shape == (4, 7) and moved == {name for name, p in model.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize("name", ALL)
