@@ -538,14 +538,11 @@ def test_every_network_trains_saves_and_opens(name, splits, tmp_path):
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_weight_of_every_network_gets_a_gradient(name):
-    moved = set()  # over three initialisations: all four ReLUs of a small gate may be silent in one
-    for seed in range(3):
-        torch.manual_seed(seed)
-        model = networks[name](7, size="small")
-        out = model(torch.randn(4, 3, 48, 48))
-        out.square().sum().backward()
-        moved |= {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert out.shape == (4, 7) and moved == {name for name, p in model.named_parameters() if p.requires_grad}
+    torch.manual_seed(0)
+    model = networks[name](7, size="small")
+    out = model(torch.randn(4, 3, 48, 48) + torch.randn(4, 3, 1, 1))  # of several colours: to a gate all plain noise is alike
+    out.square().sum().backward()
+    assert out.shape == (4, 7) and all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("name", ALL)
