@@ -75,7 +75,7 @@ def cxcywh_to_xyxy(
 # %% ../nbs/13_boxes.ipynb #73857c23
 def linear_scales(
     maps: int,              # number of feature maps
-    smallest: float = 0.2,  # scale of the first, as a share of the picture's side
+    smallest: float = 0.2,  # scale of the first, as a share of the image's side
     largest: float = 0.9,   # scale of the last
 ) -> list[float]:
     "One scale for each map in equal steps, and one more for the extra box of the last (Liu et al. 2016, equation 4)."
@@ -94,7 +94,7 @@ def shapes(
     scale: float,             # of this map
     following: float,         # of the next
     ratios: Sequence[float],  # besides 1; 2 stands for 2:1 and 1:2
-) -> Tensor:                  # [S, 2], width and height as shares of the picture's
+) -> Tensor:                  # [S, 2], width and height as shares of the image's
     "The sides of the anchors at one cell (Liu et al. 2016, section 2.2): two squares, then a pair for each ratio."
     extra = math.sqrt(scale * following)
     pairs = [(scale * math.sqrt(ratio), scale / math.sqrt(ratio)) for ratio in ratios]
@@ -105,17 +105,17 @@ def anchors(
     maps: Sequence[tuple[int, int]],             # rows and columns of each feature map
     scales: Sequence[float],                     # one for each map and one more, as from `linear_scales`
     ratios: Sequence[Sequence[float]],           # for each map, its aspect ratios besides 1
-    picture: tuple[float, float] = (1.0, 1.0),   # height and width: (1, 1) for shares, (300, 300) for pixels
-    steps: Sequence[float] | None = None,        # from centre to centre, in the unit of `picture`; None: even
-    clip: bool = True,                           # no side longer than the picture's; corners may lie outside
-) -> Tensor:                                     # [A, 4], x1 y1 x2 y2 in the unit of `picture`
+    image: tuple[float, float] = (1.0, 1.0),   # height and width: (1, 1) for shares, (300, 300) for pixels
+    steps: Sequence[float] | None = None,        # from centre to centre, in the unit of `image`; None: even
+    clip: bool = True,                           # no side longer than the image's; corners may lie outside
+) -> Tensor:                                     # [A, 4], x1 y1 x2 y2 in the unit of `image`
     """The default boxes of SSD (Liu et al. 2016, section 2.2), by map, then row, column and shape, as a head's outputs.
 
     A pure function: compute them once and keep them. CourseError if the lists do not belong together."""
     if len(scales) != len(maps) + 1 or len(ratios) != len(maps) or (steps and len(steps) != len(maps)):
         raise CourseError(f"{len(maps)} maps need as many ratios and steps and one scale more, not {len(ratios)} "
                           f"ratios, {len(steps or maps)} steps, {len(scales)} scales")
-    (height, width), parts = picture, []
+    (height, width), parts = image, []
     for k, (rows, columns) in enumerate(maps):
         down, across = (height / steps[k], width / steps[k]) if steps else (rows, columns)
         y, x = torch.meshgrid((torch.arange(rows) + 0.5) / down, (torch.arange(columns) + 0.5) / across, indexing="ij")
@@ -126,8 +126,8 @@ def anchors(
 
 # %% ../nbs/13_boxes.ipynb #caba492c
 def pad_targets(
-    targets: Sequence[dict],  # for each picture: boxes [N, 4] and labels [N] from 1, tensors or arrays
-) -> tuple[Tensor, Tensor]:   # boxes float32 [B, N, 4], labels int64 [B, N]; N of the picture with most objects
+    targets: Sequence[dict],  # for each image: boxes [N, 4] and labels [N] from 1, tensors or arrays
+) -> tuple[Tensor, Tensor]:   # boxes float32 [B, N, 4], labels int64 [B, N]; N of the image with most objects
     "The targets of a batch, filled up with zeros: a label of 0, the background, says that there is no object."
     fill = lambda name, dtype: pad_sequence([torch.as_tensor(t[name], dtype=dtype) for t in targets], batch_first=True)
     return fill("boxes", torch.float32), fill("labels", torch.int64)
@@ -162,7 +162,7 @@ def match(
     boxes: Tensor,            # [B, N, 4], in the same unit; what stands in the padding does not matter
     valid: Tensor,            # bool [B, N], False for padding
     threshold: float = 0.5,   # the least IoU of an anchor and its object, above 0
-) -> Tensor:                  # int64 [B, A], the number of each anchor's object in its picture; -1: background
+) -> Tensor:                  # int64 [B, A], the number of each anchor's object in its image; -1: background
     """Which anchor learns which object (Liu et al. 2016, section 2.2, "Matching strategy"), for a whole batch at once.
 
     Each object gets one anchor of its own, as by `bipartite`. Every other anchor learns the object of highest IoU, the
@@ -213,26 +213,26 @@ def decode(
 
 # %% ../nbs/13_boxes.ipynb #7d6f75f5
 def nms(
-    boxes: Tensor,                   # [K, 4], x1 y1 x2 y2 in any unit, of all pictures and classes
+    boxes: Tensor,                   # [K, 4], x1 y1 x2 y2 in any unit, of all images and classes
     scores: Tensor,                  # [K]
     labels: Tensor | None = None,    # int64 [K], the classes, from 0; None: one class
-    pictures: Tensor | None = None,  # int64 [K], the pictures, from 0; None: one picture
-    threshold: float = 0.45,         # boxes of a picture and class with a higher IoU are duplicates
-    top: int = 200,                  # at most so many stay in each picture
+    images: Tensor | None = None,  # int64 [K], the images, from 0; None: one image
+    threshold: float = 0.45,         # boxes of an image and class with a higher IoU are duplicates
+    top: int = 200,                  # at most so many stay in each image
 ) -> Tensor:                         # int64, the numbers of the boxes that stay
-    """Non-maximum suppression for each class of each picture of a batch (Girshick et al. 2014, section 2.2).
+    """Non-maximum suppression for each class of each image of a batch (Girshick et al. 2014, section 2.2).
 
-    What stays is ordered by picture, then by falling score, then by place in `boxes`: of two duplicates with the same
+    What stays is ordered by image, then by falling score, then by place in `boxes`: of two duplicates with the same
     score the earlier one stays."""
     none = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     if not len(boxes): return none
-    labels, pictures = none if labels is None else labels, none if pictures is None else pictures
-    group = pictures * (labels.max() + 1) + labels
+    labels, images = none if labels is None else labels, none if images is None else images
+    group = images * (labels.max() + 1) + labels
     kept = batched_nms(boxes.double() - boxes.min(), scores.double(), group, threshold).sort().values
     kept = kept[scores[kept].argsort(descending=True, stable=True)]
-    kept = kept[pictures[kept].argsort(stable=True)]
-    place = pictures[kept].contiguous()
-    rank = torch.arange(len(kept), device=boxes.device) - torch.searchsorted(place, place)  # within the picture
+    kept = kept[images[kept].argsort(stable=True)]
+    place = images[kept].contiguous()
+    rank = torch.arange(len(kept), device=boxes.device) - torch.searchsorted(place, place)  # within the image
     return kept[rank < top]
 
 # %% ../nbs/13_boxes.ipynb #e1077b00

@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['PATHS', 'SPEC', 'argument_comments', 'add_options', 'option_type', 'data_list', 'data_check', 'data_render', 'train',
-           'tell', 'train_list', 'untrained', 'evaluate_bundle', 'score_table', 'predict', 'pictures_at', 'make_room',
-           'predict_batch', 'predict_boxes', 'drawn_file', 'save_picture', 'likely', 'as_line', 'notebooks_run',
-           'Parser', 'make_parser', 'natural', 'named_model', 'run', 'main']
+           'tell', 'train_list', 'untrained', 'evaluate_bundle', 'score_table', 'predict', 'images_at', 'make_room',
+           'predict_batch', 'predict_boxes', 'drawn_file', 'save_image', 'likely', 'as_line', 'notebooks_run', 'Parser',
+           'make_parser', 'natural', 'named_model', 'run', 'main']
 
 # %% ../nbs/91_cli.ipynb #978519c2
 import argparse
@@ -83,7 +83,7 @@ def data_check(args) -> int:
 
 # %% ../nbs/91_cli.ipynb #c30a4afb
 def data_render(args) -> int:
-    "Write pictures of the embedded data set to disk."
+    "Write images of the embedded data set to disk."
     from course_lib.data import load, write_splits
     wanted = {name: getattr(args, name) for name in ("view", "condition", "n", "size")}
     splits = load("streets", seed=args.seed, **{name: value for name, value in wanted.items() if value is not None})
@@ -157,9 +157,9 @@ def evaluate_bundle(args) -> int:
         raise CourseError(f"the bundle knows {', '.join(predictor.classes)}; the data has {', '.join(splits.classes)}; not in "
                           f"both: {', '.join(sorted(missing))}")
     if splits.fingerprint != meta.get("data", {}).get("fingerprint", splits.fingerprint):
-        print("note: not the splits that the model was trained with; it may have learnt from some of these pictures", file=sys.stderr)
+        print("note: not the splits that the model was trained with; it may have learnt from some of these images", file=sys.stderr)
     elif args.split == "train" or args.split == "valid" and any(meta.get("arguments", {}).get(name) for name in ("with_valid", "refit")):
-        print("note: the model has learnt from these pictures", file=sys.stderr)
+        print("note: the model has learnt from these images", file=sys.stderr)
     result = evaluators[splits.task](predictor, in_order(splits[args.split], predictor.classes))
     if args.json: print(json.dumps(dict(data=args.data, split=args.split, **result), indent=2))
     else: print(score_table(result))
@@ -171,27 +171,27 @@ def score_table(
 ) -> str:
     "The scores as a table, a row per class, and those of all classes together below."
     cells = lambda row: "".join(f"{v:>11.3f}" if isinstance(v, float) else f"{'-' if v is None else v:>11}" for v in row)
-    classes, speed = result["per_class"], f"{result['pictures_per_second']:.0f} pictures/s"
+    classes, speed = result["per_class"], f"{result['images_per_second']:.0f} images/s"
     width = max(map(len, ["class", *classes]))
     rows = [f"{'class':<{width}}{cells(next(iter(classes.values())))}"]
     rows += [f"{name:<{width}}{cells(row.values())}" for name, row in classes.items()]
     rows += [f"{name} {value:.4f}" for name, value in result.items()
-             if isinstance(value, float) and name not in ("seconds", "pictures_per_second")]
+             if isinstance(value, float) and name not in ("seconds", "images_per_second")]
     if "errors" in result: rows.append("detections: " + ", ".join(f"{n} {kind}" for kind, n in result["errors"].items()))
     rows += [f"perhaps: {reason}" for reason in result.get("reasons", [])]
-    return "\n".join([*rows, f"on {result['pictures']} pictures in {result['seconds']:.1f} s ({speed})"])
+    return "\n".join([*rows, f"on {result['images']} images in {result['seconds']:.1f} s ({speed})"])
 
 # %% ../nbs/91_cli.ipynb #20946a99
 def predict(args) -> int:
-    "Say what is on a picture, or on all pictures of a folder or zip; 2 if none can be read."
+    "Say what is on an image, or on all images of a folder or zip; 2 if none can be read."
     predictor = open_model(args.bundle)
     boxes = hasattr(predictor, "detect")
-    if args.draw and not boxes: raise CourseError("--draw is for detectors: this bundle says what is on a picture, not where")
+    if args.draw and not boxes: raise CourseError("--draw is for detectors: this bundle says what is on an image, not where")
     if args.top_k is not None: within(1, 1e9, top_k=args.top_k)
     if args.threshold is not None: within(0, 1, threshold=args.threshold)
-    read, names = pictures_at(args.pictures)
-    drawn = {name: drawn_file(args.draw, name, Path(args.pictures).expanduser()) for name in names} if args.draw else {}
-    make_room(args.pictures, names, args.bundle, [*drawn.values(), *([Path(args.out)] if args.out else [])])
+    read, names = images_at(args.images)
+    drawn = {name: drawn_file(args.draw, name, Path(args.images).expanduser()) for name in names} if args.draw else {}
+    make_room(args.images, names, args.bundle, [*drawn.values(), *([Path(args.out)] if args.out else [])])
     results, started, size = [], time.perf_counter(), 8 if boxes else 64
     for start in progress(range(0, len(names), size), "predicting", unit="batches"):
         some = names[start:start + size]
@@ -201,29 +201,29 @@ def predict(args) -> int:
     if args.out: Path(args.out).write_text(json.dumps(results, indent=2), encoding="utf-8")
     else: print("\n".join(map(as_line, results)))
     unread = sum("error" in row for row in results)
-    print(f"{len(results)} pictures in {seconds:.1f} s ({len(results) / seconds:.0f} pictures/s)"
+    print(f"{len(results)} images in {seconds:.1f} s ({len(results) / seconds:.0f} images/s)"
           + (f"; {unread} of them cannot be read" if unread else ""), file=sys.stderr)
     return 2 if unread == len(results) else 0
 
 # %% ../nbs/91_cli.ipynb #e8f2e520
-def pictures_at(
-    path: str,  # a picture, a folder or a zip
+def images_at(
+    path: str,  # an image, a folder or a zip
 ) -> tuple[Callable[[str], bytes], list[str]]:
-    "A function that reads a picture's file, and the names it takes, relative to `path`. CourseError if there is none."
+    "A function that reads an image's file, and the names it takes, relative to `path`. CourseError if there is none."
     from course_lib.data import Files
-    if not path: raise CourseError("predict what? give the path of a picture, a folder or a zip")
+    if not path: raise CourseError("predict what? give the path of an image, a folder or a zip")
     try: path = Path(path).expanduser()
     except RuntimeError as why: raise CourseError(f"'{path}': {why}") from None
-    if not path.exists(): raise CourseError(f"no picture, folder or zip '{path}': check the path")
+    if not path.exists(): raise CourseError(f"no image, folder or zip '{path}': check the path")
     if path.is_file() and path.suffix.lower() != ".zip": return (lambda name: path.read_bytes()), [str(path)]
     files = Files(path)
-    if not files.pictures: raise CourseError(f"'{path}' holds no pictures (jpg, png, bmp, tiff or webp)")
-    return (lambda name: files.read(name[len(files.prefix):])), [files.prefix + name for name in files.pictures]
+    if not files.images: raise CourseError(f"'{path}' holds no images (jpg, png, bmp, tiff or webp)")
+    return (lambda name: files.read(name[len(files.prefix):])), [files.prefix + name for name in files.images]
 
 # %% ../nbs/91_cli.ipynb #4d3c8a2c
 def make_room(
-    path: str,            # what is read: a picture, a folder or a zip
-    names: list[str],     # of the pictures
+    path: str,            # what is read: an image, a folder or a zip
+    names: list[str],     # of the images
     bundle: str,          # that is used
     targets: list[Path],  # what is going to be written
 ) -> None:
@@ -241,18 +241,18 @@ def predict_batch(
     predictor,
     read: Callable[[str], bytes],  # name -> content of the file
     names: list[str],
-    top_k: int | None,  # at most so many classes per picture; None: 5, or all of a model for several labels
+    top_k: int | None,  # at most so many classes per image; None: 5, or all of a model for several labels
     threshold: float | None,  # only classes of this probability or more, 0..1; None: of the model's own, else any
 ) -> list[dict]:
-    "For each picture its file and its likely classes, or why it cannot be read."
+    "For each image its file and its likely classes, or why it cannot be read."
     from course_lib.data import decode, resize
 
-    def picture(name):
+    def image(name):
         try: return resize(decode(read(name)), predictor.size)
         except OSError as why: return why
 
-    found = {name: picture(name) for name in names}
-    readable = {name: picture for name, picture in found.items() if isinstance(picture, np.ndarray)}
+    found = {name: image(name) for name in names}
+    readable = {name: image for name, image in found.items() if isinstance(image, np.ndarray)}
     rows = predictor.predict_proba(np.stack(list(readable.values()))) if readable else []
     own = getattr(predictor, "thresholds", ())
     least, most = own or 0 if threshold is None else threshold, top_k or (len(own) if own else 5)
@@ -265,46 +265,46 @@ def predict_boxes(
     predictor,                        # a detector
     read: Callable[[str], bytes],     # name -> content of the file
     names: list[str],
-    drawn: dict[str, Path],           # where to write a picture with what was found on it, by name; may lack some
-    top_k: int | None = None,         # at most so many detections per picture; None: all
+    drawn: dict[str, Path],           # where to write an image with what was found on it, by name; may lack some
+    top_k: int | None = None,         # at most so many detections per image; None: all
     threshold: float | None = None,   # only detections of this probability or more, 0..1; None: the detector's own
 ) -> list[dict]:
-    "For each picture its file, its size and its detections, boxes x1 y1 x2 y2 in its pixels; or why it cannot be read."
+    "For each image its file, its size and its detections, boxes x1 y1 x2 y2 in its pixels; or why it cannot be read."
     from course_lib.data import decode
     from course_lib.detection import above, draw
 
     def row(name):
-        try: picture = decode(read(name))
+        try: image = decode(read(name))
         except OSError as why: return dict(file=name, error=str(why))
-        found = above(predictor.detect([picture])[0], predictor.threshold if threshold is None else threshold)
+        found = above(predictor.detect([image])[0], predictor.threshold if threshold is None else threshold)
         found = {key: value[:top_k] for key, value in found.items()}
-        if name in drawn: save_picture(draw(picture, found, predictor.classes), drawn[name])
+        if name in drawn: save_image(draw(image, found, predictor.classes), drawn[name])
         parts = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist())
         things = [dict(label=predictor.classes[label - 1], score=round(score, 4), box=[round(v, 1) for v in box])
                   for label, score, box in parts]
-        return dict(file=name, width=picture.shape[1], height=picture.shape[0], detections=things)
+        return dict(file=name, width=image.shape[1], height=image.shape[0], detections=things)
     return [row(name) for name in names]
 
 # %% ../nbs/91_cli.ipynb #fec767fb
 def drawn_file(
-    out: str,    # a folder, or for a single picture perhaps its new name
-    name: str,   # of the picture in its folder or zip
-    path: Path,  # what was given to read: a picture, a folder or a zip
+    out: str,    # a folder, or for a single image perhaps its new name
+    name: str,   # of the image in its folder or zip
+    path: Path,  # what was given to read: an image, a folder or a zip
 ) -> Path:
-    "Where a drawn picture goes: as a JPEG, under its own name."
+    "Where a drawn image goes: as a JPEG, under its own name."
     if str(path) == name and Path(out).suffix.lower() in (".jpg", ".jpeg", ".png"): return Path(out)
     inside = Path(name).name if Path(name).is_absolute() or ".." in Path(name).parts else Path(name)
     return Path(out) / (inside if Path(name).suffix.lower() in (".jpg", ".jpeg") else f"{inside}.jpg")
 
 
-def save_picture(
-    picture: np.ndarray,  # uint8 [H, W, 3]
+def save_image(
+    image: np.ndarray,  # uint8 [H, W, 3]
     path: Path,
 ) -> None:
-    "Write a picture, and the folders above it."
+    "Write an image, and the folders above it."
     from PIL import Image
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, quality=90)
+    Image.fromarray(image).save(path, quality=90)
 
 # %% ../nbs/91_cli.ipynb #49fadc1d
 def likely(
@@ -320,9 +320,9 @@ def likely(
 
 
 def as_line(
-    row: dict,  # one picture's result
+    row: dict,  # one image's result
 ) -> str:
-    "What is on a picture, on one line."
+    "What is on an image, on one line."
     if "error" in row: return f"{row['file']}: cannot be read ({row['error']})"
     if "detections" in row:
         things = [f"{d['label']} {d['score']:.2f} at {', '.join(f'{v:.0f}' for v in d['box'])}" for d in row["detections"]]
@@ -352,7 +352,7 @@ def make_parser(
     model: str | None = None,  # the model whose options `train` takes; importing models takes seconds, so only if named
 ) -> argparse.ArgumentParser:
     "The parser of all commands. Each leaves its function in `args.command`."
-    parser = Parser("course", description="Train, measure and use picture classifiers; check data; run the course.")
+    parser = Parser("course", description="Train, measure and use image classifiers; check data; run the course.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_data(commands)
     _add_train(commands, model)
@@ -399,12 +399,12 @@ def _add_data(commands) -> None:
     action.add_argument("--most", type=int, default=8, help="findings of a kind to print (default: 8)")
     action.add_argument("--fix", metavar="OUT", help="write a repaired copy to this new folder")
     _add_seed(action)
-    action = _add(data, "render", data_render, "draw pictures of the embedded data set 'streets' to disk")
+    action = _add(data, "render", data_render, "draw images of the embedded data set 'streets' to disk")
     action.add_argument("--view", default="single", help="single, multi or detection (default: single)")
     action.add_argument("--condition", help="day, dusk, night, rain, fog or mixed (default: day)")
     action.add_argument("--format", default="folder", help="folder, voc, coco or csv (default: folder)")
-    action.add_argument("--n", type=int, help="pictures to train on; those to validate and test on come on top")
-    action.add_argument("--size", type=int, help="side of a picture in pixels")
+    action.add_argument("--n", type=int, help="images to train on; those to validate and test on come on top")
+    action.add_argument("--size", type=int, help="side of an image in pixels")
     action.add_argument("--out", required=True, help="a new folder")
     _add_seed(action)
 
@@ -419,7 +419,7 @@ def named_model(
 
 
 def _add_train(commands, model: str | None) -> None:
-    action = _add(commands, "train", train, "train a model on your pictures")
+    action = _add(commands, "train", train, "train a model on your images")
     _general_options(action)
     if not model: return
     action.prog += f" {model}"
@@ -443,14 +443,14 @@ def _add_use(commands) -> None:
     action.add_argument("--split", default="test", help="train, valid or test (default: test)")
     action.add_argument("--json", action="store_true", help="print the scores as json")
     _add_seed(action, None, "the one of the training")
-    action = _add(commands, "predict", predict, "say what is on pictures")
+    action = _add(commands, "predict", predict, "say what is on images")
     action.add_argument("bundle", metavar="BUNDLE", help="a folder written by `course train`")
-    action.add_argument("pictures", metavar="IMAGE_OR_DIR", help="a picture, a folder of pictures, or a zip of them")
-    action.add_argument("--top-k", type=int, help="most classes or boxes per picture (default: 5; with several labels or boxes, all)")
+    action.add_argument("images", metavar="IMAGE_OR_DIR", help="an image, a folder of images, or a zip of them")
+    action.add_argument("--top-k", type=int, help="most classes or boxes per image (default: 5; with several labels or boxes, all)")
     text = "least probability of what is named, 0..1 (default: 0; with several labels, each class's own; with boxes, the detector's)"
     action.add_argument("--threshold", type=float, help=text)
     action.add_argument("--out", metavar="FILE", help="write json there instead of lines to the screen")
-    action.add_argument("--draw", metavar="OUT", help="a folder for the pictures with boxes and names drawn; for detectors")
+    action.add_argument("--draw", metavar="OUT", help="a folder for the images with boxes and names drawn; for detectors")
 
 # %% ../nbs/91_cli.ipynb #3a717eb1
 def run(

@@ -38,7 +38,7 @@ def of_size(
 
 # %% ../nbs/06_cnn.ipynb #fefce04a
 class ConvNet(nn.Module):
-    "Four blocks, the average over what is left of the picture, two fully connected layers: [B, 3, S, S] to [B, K]."
+    "Four blocks, the average over what is left of the image, two fully connected layers: [B, 3, S, S] to [B, K]."
     def __init__(self,
         classes: int,           # K
         width: int,             # channels of the first block

@@ -80,7 +80,7 @@ class Registry(dict):
 sources = Registry("path or data set")  # name -> function(seed, **options) that returns splits
 models = Registry("model")         # name -> function(splits, **options) that returns a trained predictor
 formats = Registry("model format") # name -> function(bundle) that loads the predictor in it
-evaluators = Registry("task to evaluate")  # name -> function(predictor, pictures) that returns scores
+evaluators = Registry("task to evaluate")  # name -> function(predictor, images) that returns scores
 
 # %% ../nbs/00_core.ipynb #3b1e78f3
 progress = partial(tqdm, delay=2, leave=False, dynamic_ncols=True)  # as tqdm; `TQDM_DISABLE=1` switches all bars off
@@ -114,7 +114,7 @@ def report(
 # %% ../nbs/00_core.ipynb #aec4f05a
 def alt(
     fig,          # a matplotlib figure; it is closed afterwards
-    text: str,    # what the picture shows, for people who cannot see it
+    text: str,    # what the image shows, for people who cannot see it
     dpi: int = 80,  # dots per inch of the PNG
 ) -> None:
     "Show a figure as a compact PNG that carries a description, in place of `plt.show()`."

@@ -5,7 +5,7 @@ __all__ = ['SUFFIXES', 'LABELS', 'CONVERTED', 'SINGLE', 'MULTI', 'DETECTION', 'S
            'note', 'UNREAD', 'UNLISTED', 'COCO_LISTS', 'NO_BOXES', 'UNCLEAR', 'MARKS', 'SPACES', 'NAMES', 'ABOUT',
            'PARTS', 'decode', 'decode_with', 'to_rgb', 'Files', 'suffix', 'Record', 'look', 'peculiarity', 'describe',
            'index', 'parallel', 'uniform', 'assign', 'Object', 'Item', 'Finding', 'Survey', 'survey', 'clean_boxes',
-           'without_boxes', 'Pictures', 'Splits', 'in_order', 'load', 'parse_options', 'load_files', 'survey_with',
+           'without_boxes', 'Images', 'Splits', 'in_order', 'load', 'parse_options', 'load_files', 'survey_with',
            'split_items', 'missing_classes', 'detection_target', 'pixels', 'resize', 'Order', 'Batches', 'to_float',
            'flip', 'shift', 'download', 'load_torchvision', 'load_voc', 'Diagnosis', 'check', 'survey_splits',
            'near_duplicates', 'write_dataset', 'write_splits', 'fix']
@@ -41,38 +41,38 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .core import CourseError, build_once, home, progress, sources
 
 # %% ../nbs/01_data.ipynb #182cd341
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}  # of picture files, in lower case
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}  # of image files, in lower case
 
 
 def decode(
-    data: bytes,  # the content of a picture file
+    data: bytes,  # the content of an image file
 ) -> np.ndarray:  # uint8 [H, W, 3]
-    "The picture in RGB, upright by its EXIF orientation. OSError if it cannot be read to its end."
+    "The image in RGB, upright by its EXIF orientation. OSError if it cannot be read to its end."
     return decode_with(data)[0]
 
 
 def decode_with(
-    data: bytes,  # the content of a picture file
+    data: bytes,  # the content of an image file
 ) -> tuple[np.ndarray, Image.Image]:
-    "As `decode`, with the picture as it was opened, which knows its format and mode."
+    "As `decode`, with the image as it was opened, which knows its format and mode."
     try:
-        picture = Image.open(io.BytesIO(data))
-        return np.array(to_rgb(ImageOps.exif_transpose(picture))), picture
-    except UnidentifiedImageError: raise UnidentifiedImageError("not a picture") from None  # its own text is an address
+        image = Image.open(io.BytesIO(data))
+        return np.array(to_rgb(ImageOps.exif_transpose(image))), image
+    except UnidentifiedImageError: raise UnidentifiedImageError("not an image") from None  # its own text is an address
     except Image.DecompressionBombError: raise OSError("it has more pixels than are safe to open") from None
     except OSError: raise
     except Exception as error: raise OSError(f"{type(error).__name__}: {error}") from None  # decoders raise anything
 
 # %% ../nbs/01_data.ipynb #00f0295a
 def to_rgb(
-    picture: Image.Image,  # of any mode
+    image: Image.Image,  # of any mode
 ) -> Image.Image:
-    "The picture in 8-bit RGB: 16 bits are scaled, not clipped; transparent parts become white."
-    if picture.mode[0] in "IF": picture = Image.fromarray(_eight_bits(np.asarray(picture)))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    "The image in 8-bit RGB: 16 bits are scaled, not clipped; transparent parts become white."
+    if image.mode[0] in "IF": image = Image.fromarray(_eight_bits(np.asarray(image)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
@@ -130,8 +130,8 @@ class Files:
         return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
 
     @cached_property
-    def pictures(self) -> list[str]:
-        "The names that end like a picture's."
+    def images(self) -> list[str]:
+        "The names that end like an image's."
         return [name for name in self.names if suffix(name) in SUFFIXES]
 
 # %% ../nbs/01_data.ipynb #f90f2780
@@ -161,25 +161,25 @@ def _visible(name: str) -> bool:
     return "/." not in f"/{name}" and not f"{name}/".startswith(("/", "__MACOSX/"))
 
 # %% ../nbs/01_data.ipynb #3cff1673
-LABELS = "labels.csv"  # says which labels the pictures beside it have
+LABELS = "labels.csv"  # says which labels the images beside it have
 
 
 def _wrapper(names: list[str]) -> str:
-    "The folder that wraps all of `names` ('cifar10/'), or ''. A folder with pictures in it is a class, not a wrapper."
+    "The folder that wraps all of `names` ('cifar10/'), or ''. A folder with images in it is a class, not a wrapper."
     matters = lambda name: _visible(name) and ("/" in name or name == LABELS or suffix(name) in SUFFIXES | {".json"})  # not a README
     tops = {name.split("/")[0] for name in names if matters(name)}
     if len(tops) != 1: return ""
     top = tops.pop() + "/"
     inner = [name[len(top):] for name in names if name.startswith(top)]
-    has_pictures = any("/" not in name and suffix(name) in SUFFIXES for name in inner)
+    has_images = any("/" not in name and suffix(name) in SUFFIXES for name in inner)
     has_folders = any("/" in name for name in inner)
-    return top + _wrapper(inner) if has_folders and not has_pictures else ""
+    return top + _wrapper(inner) if has_folders and not has_images else ""
 
 # %% ../nbs/01_data.ipynb #419a9aee
 @dataclass(frozen=True)
 class Record:
-    "What one look at a picture tells."
-    digest: str = ""   # sha1 of its pixels: equal for equal pictures, whatever their file's name and format
+    "What one look at an image tells."
+    digest: str = ""   # sha1 of its pixels: equal for equal images, whatever their file's name and format
     width: int = 0     # in pixels, upright
     height: int = 0
     format: str = ""   # by content, not by name: 'JPEG'
@@ -189,14 +189,14 @@ class Record:
 
 
 def look(
-    data: bytes,  # the content of a picture file
+    data: bytes,  # the content of an image file
 ) -> Record:
-    "A record of the picture, or of the reason why it cannot be read."
+    "A record of the image, or of the reason why it cannot be read."
     if not data: return Record(problem="zero bytes")
-    try: pixels, picture = decode_with(data)
-    except UnidentifiedImageError: return Record(problem="not a picture")
+    try: pixels, image = decode_with(data)
+    except UnidentifiedImageError: return Record(problem="not an image")
     except OSError as error: return Record(problem=f"cannot be read to its end: {error}")
-    return replace(describe(pixels), format=picture.format, note=peculiarity(picture))
+    return replace(describe(pixels), format=image.format, note=peculiarity(image))
 
 # %% ../nbs/01_data.ipynb #72d07c99
 CONVERTED = {"1": "black and white", "P": "palette", "PA": "transparency, now white", "RGBA": "transparency, now white",
@@ -204,19 +204,19 @@ CONVERTED = {"1": "black and white", "P": "palette", "PA": "transparency, now wh
 
 
 def peculiarity(
-    picture: Image.Image,  # as opened
+    image: Image.Image,  # as opened
 ) -> str:
-    "What had to be converted to make it upright 8-bit RGB; '' for ordinary pictures."
-    mode = "I" if picture.mode.startswith("I") else picture.mode
+    "What had to be converted to make it upright 8-bit RGB; '' for ordinary images."
+    mode = "I" if image.mode.startswith("I") else image.mode
     notes = [] if mode in ("RGB", "L") else [CONVERTED.get(mode, f"{mode} colours")]
-    if picture.getexif().get(0x0112, 1) != 1: notes.append("turned by its EXIF orientation")
+    if image.getexif().get(0x0112, 1) != 1: notes.append("turned by its EXIF orientation")
     return ", ".join(notes)
 
 # %% ../nbs/01_data.ipynb #f061a655
 def describe(
     pixels: np.ndarray,  # uint8 [H, W, 3]
 ) -> Record:
-    "The record of a decoded picture."
+    "The record of a decoded image."
     height, width, _ = pixels.shape
     digest = sha1(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
     thumb = Image.fromarray(pixels).resize((8, 8), Image.Resampling.BOX).tobytes().hex()
@@ -225,9 +225,9 @@ def describe(
 # %% ../nbs/01_data.ipynb #43ff66ba
 def index(
     files: Files,      # where
-    names: list[str],  # which pictures
+    names: list[str],  # which images
 ) -> dict[str, Record]:
-    "A record for each picture. What was seen before and has not changed since is not read again."
+    "A record for each image. What was seen before and has not changed since is not read again."
     where = f"{files.root.resolve()}|{files.prefix}"
     path = home() / "cache" / f"index-{sha1(where.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.json"
     known = _known(path)
@@ -238,7 +238,7 @@ def index(
         try: return look(files.read(name))
         except OSError as why: return Record(problem=f"cannot be read: {why.strerror or why}")
 
-    for name, record in zip(new, parallel(look_at, new, "looking at pictures")):
+    for name, record in zip(new, parallel(look_at, new, "looking at images")):
         known[name] = [stamps[name], asdict(record)]
     if new: _write_json(path, {name: known[name] for name in names})
     return {name: Record(**known[name][1]) for name in names}
@@ -251,7 +251,7 @@ def parallel(
 ) -> Iterator:
     "The results of `work`, in order, from one thread per processor. Decoders let go of Python's lock."
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from progress(pool.map(work, items), what, total=len(items), unit="pictures")
+        yield from progress(pool.map(work, items), what, total=len(items), unit="images")
 
 
 def _known(path: Path) -> dict[str, list]:
@@ -270,7 +270,7 @@ def _write_json(path: Path, content: dict) -> None:
 
 # %% ../nbs/01_data.ipynb #dbeb89cf
 def uniform(
-    digest: str,  # identifies a picture by its content
+    digest: str,  # identifies an image by its content
     seed: int,    # another seed, another draw
 ) -> float:       # 0 <= u < 1
     "A number that looks random and follows from content and seed alone."
@@ -278,14 +278,14 @@ def uniform(
 
 # %% ../nbs/01_data.ipynb #69cb6816
 def assign(
-    labels: dict[str, set[str]],  # digest -> the classes to be seen in the picture; one, several or none
+    labels: dict[str, set[str]],  # digest -> the classes to be seen in the image; one, several or none
     seed: int = 0,
     valid: float = 0.15,          # share of the validation split, 0..1
     test: float = 0.15,           # share of the test split, 0..1
 ) -> dict[str, str]:              # digest -> 'train' | 'valid' | 'test'
-    """Which split each picture belongs to. A picture's draw decides: below `test` it is a test picture, and so on.
-    Then, rarest class first, a split that lacks the class gets its nearest picture among those that can be spared: each
-    split, in the order train, valid, test, keeps the picture of the class that has its smallest draw."""
+    """Which split each image belongs to. An image's draw decides: below `test` it is a test image, and so on.
+    Then, rarest class first, a split that lacks the class gets its nearest image among those that can be spared: each
+    split, in the order train, valid, test, keeps the image of the class that has its smallest draw."""
     draws = {digest: uniform(digest, seed) for digest in labels}
     ranges = dict(test=(0, test), valid=(test, test + valid), train=(test + valid, 1))
     ranges = {split: (low, high) for split, (low, high) in ranges.items() if high > low}
@@ -299,7 +299,7 @@ def assign(
 
 # %% ../nbs/01_data.ipynb #f176ca8a
 def _represent(own: list[str], split: str, limits: tuple, draws: dict, chosen: dict, pinned: set) -> None:
-    "See to it that `split` has a picture of a class, if another split can spare one; it is then pinned there."
+    "See to it that `split` has an image of a class, if another split can spare one; it is then pinned there."
     sizes = Counter(chosen[digest] for digest in own)
     spare = [digest for digest in own if digest not in pinned and sizes[chosen[digest]] > 1]
     far = lambda digest: max(limits[0] - draws[digest], draws[digest] - limits[1], 0)
@@ -319,17 +319,17 @@ FLAGS = ("difficult", "truncated", "occluded")  # of an object
 class Object:
     "One annotated object."
     name: str                # its class
-    box: tuple               # x1, y1, x2, y2 in pixels of the upright picture
+    box: tuple               # x1, y1, x2, y2 in pixels of the upright image
     difficult: bool = False  # evaluation may leave it out
-    truncated: bool = False  # it goes on outside the picture
+    truncated: bool = False  # it goes on outside the image
     occluded: bool = False   # something hides a part of it
     index: int = 0           # its place in the annotation file, from 0
 
 # %% ../nbs/01_data.ipynb #c7143425
 @dataclass(frozen=True)
 class Item:
-    "One annotated picture, as found on disk."
-    name: str                # of the picture's file
+    "One annotated image, as found on disk."
+    name: str                # of the image's file
     split: str = ""          # 'train', 'valid', 'test', or '' where the data does not say
     label: str = ""          # its class, for single-label data
     objects: tuple = ()      # its objects, for detection
@@ -372,38 +372,38 @@ class Survey:
     @property
     def task(self) -> str: return {"folder": SINGLE, "csv": MULTI}.get(self.layout, DETECTION)
 
-    def picture(self, item: Item) -> np.ndarray:
-        "The item's picture, uint8 [H, W, 3]."
+    def image(self, item: Item) -> np.ndarray:
+        "The item's image, uint8 [H, W, 3]."
         return decode(self.files.read(item.name))
 
 # %% ../nbs/01_data.ipynb #5d59c9ea
 def survey(
     path: Path,  # a folder, a zip, a COCO json, or a csv of labels
 ) -> Survey:
-    "What `path` holds: every picture is looked at once, every annotation is read. CourseError if it is no dataset."
+    "What `path` holds: every image is looked at once, every annotation is read. CourseError if it is no dataset."
     try: path = Path(path).expanduser(); path.exists()
     except (OSError, RuntimeError, ValueError) as why:
         raise CourseError(f"no file or folder '{str(path)[:80]}' ({why})") from None
     only = path.name if path.suffix.lower() in (".json", ".csv") else None
     if only and not path.is_file(): raise CourseError(f"no file '{path}': check the path")
     files = Files(path.parent if only else path)
-    if only and not files.pictures: files = Files(path.resolve().parent.parent)  # annotations/x.json beside images/
+    if only and not files.images: files = Files(path.resolve().parent.parent)  # annotations/x.json beside images/
     if (table := only or LABELS).lower().endswith(".csv") and table in files.names: return _survey_csv(files, table)
     if not only and any(n.startswith("Annotations/") and suffix(n) == ".xml" for n in files.names): return _survey_voc(files)
     is_meant = lambda n: not only or os.path.realpath(files.root / files.prefix / n) == os.path.realpath(path)
     jsons = [name for name in files.names if suffix(name) == ".json" and is_meant(name)]
     if annotated := _coco_files(files, jsons): return _survey_coco(files, annotated)
     if only: raise CourseError(f"'{path}' is not a COCO file: it needs 'images', 'annotations' and 'categories'")
-    if any("/" in name for name in files.pictures): return _survey_folder(files, jsons)
-    raise CourseError(f"'{path}' holds no dataset: expected class folders with pictures (cats/1.jpg), a VOC layout "
+    if any("/" in name for name in files.images): return _survey_folder(files, jsons)
+    raise CourseError(f"'{path}' holds no dataset: expected class folders with images (cats/1.jpg), a VOC layout "
                       "(Annotations/, JPEGImages/), a COCO json or a labels.csv")
 
 # %% ../nbs/01_data.ipynb #0a766534
 def _examined(files: Files, items: list[Item], findings: list[Finding]) -> list[Item]:
-    "The items with their records; each picture that cannot be used is a finding."
+    "The items with their records; each image that cannot be used is a finding."
     records = index(files, sorted({item.name for item in items}))
     for name, record in records.items():
-        if record.problem: findings.append(error("unreadable picture", name, record.problem))
+        if record.problem: findings.append(error("unreadable image", name, record.problem))
     return [replace(item, record=records[item.name]) for item in items]
 
 # %% ../nbs/01_data.ipynb #891b3652
@@ -414,7 +414,7 @@ def _survey_folder(files: Files, jsons: list[str]) -> Survey:
     "Class folders, or train/ valid/ test/ with class folders inside. The first folder below the split is the class."
     findings, items = [note("unread json", name, "is no COCO file: classes come from folders") for name in jsons], []
     depth = 1 if _has_splits(files) else 0
-    for name in files.pictures:
+    for name in files.images:
         parts = name.split("/")
         split = SPLITS.get(parts[0].lower()) if depth else ""
         if split is None: findings.append(warning("no split", name, "lies outside train/, valid/ and test/: left out"))
@@ -423,13 +423,13 @@ def _survey_folder(files: Files, jsons: list[str]) -> Survey:
     findings += [warning("unknown format", name, f"{suffix(name)} is not read here: convert it to jpg or png")
                  for name in files.names if suffix(name) in UNREAD]
     empty = _class_folders(files, depth) - {"/".join(item.name.split("/")[:depth + 1]) for item in items}
-    findings += [error("empty class", folder, "the class folder holds no picture") for folder in sorted(empty)]
+    findings += [error("empty class", folder, "the class folder holds no image") for folder in sorted(empty)]
     return Survey(files, "folder", _examined(files, items, findings), sorted({item.label for item in items}), findings)
 
 
 def _has_splits(files: Files) -> bool:
-    "Whether the top folders are splits: one is called train, and it holds folders with pictures."
-    parts = [name.split("/") for name in files.pictures]
+    "Whether the top folders are splits: one is called train, and it holds folders with images."
+    parts = [name.split("/") for name in files.images]
     return any(SPLITS.get(p[0].lower()) == "train" and len(p) > 2 for p in parts)
 
 # %% ../nbs/01_data.ipynb #94aaab6e
@@ -441,12 +441,12 @@ def _class_folders(files: Files, depth: int) -> set[str]:
 # %% ../nbs/01_data.ipynb #0531e84c
 def clean_boxes(
     objects: list[Object],
-    width: int,   # of the picture, in pixels
+    width: int,   # of the image, in pixels
     height: int,
     where: str,   # the annotation file, for the findings
 ) -> tuple[list[Object], list[Finding]]:
     """The objects that can be trained on, and what was wrong with the rest: swapped corners are put right, boxes are
-    clipped to the picture, boxes without area and objects without a name are left out."""
+    clipped to the image, boxes without area and objects without a name are left out."""
     good, findings = [], []
     for thing in objects:
         box, level, kind, what = _clean_box(thing, width, height)
@@ -466,12 +466,12 @@ def _clean_box(thing: Object, width: int, height: int) -> tuple:
     (x1, x2), (y1, y2) = sorted((x1, x2)), sorted((y1, y2))
     box = (float(max(x1, 0)), float(max(y1, 0)), float(min(x2, width)), float(min(y2, height)))
     if box[2] <= box[0] or box[3] <= box[1]:
-        return None, "error", "box outside", f"lies outside the {width} x {height} picture: left out"
+        return None, "error", "box outside", f"lies outside the {width} x {height} image: left out"
     if np.float32(box[0]) == np.float32(box[2]) or np.float32(box[1]) == np.float32(box[3]):  # as in `detection_target`
         return None, "error", "zero-area box", "is so thin that it has no area in float32: left out"
     if swapped: return box, "error", "swapped corners", "has min and max swapped: put right"
     if box == (x1, y1, x2, y2): return box, "", "", ""
-    return box, "warning", "box outside", f"goes beyond the {width} x {height} picture: clipped"
+    return box, "warning", "box outside", f"goes beyond the {width} x {height} image: clipped"
 
 
 def _short(box: tuple) -> str: return "(" + ", ".join(f"{v:g}" for v in box) + ")"
@@ -484,7 +484,7 @@ def _cleaned(items: list[Item], findings: list[Finding]) -> list[Item]:
         if item.record.problem: cleaned.append(item); continue
         objects, found = clean_boxes(item.objects, item.record.width, item.record.height, item.source)
         findings.extend(found)
-        if not objects: findings.append(warning("no objects", item.name, "no usable object: a picture of background"))
+        if not objects: findings.append(warning("no objects", item.name, "no usable object: an image of background"))
         cleaned.append(replace(item, objects=tuple(objects)))
     return cleaned
 
@@ -500,21 +500,21 @@ def _alike(names: Iterable[str], findings: list[Finding]) -> None:
 # %% ../nbs/01_data.ipynb #2f8470d9
 def _survey_voc(files: Files) -> Survey:
     "Pascal VOC: Annotations/*.xml, JPEGImages/*, and ImageSets/Main/{train,val,test}.txt where there are such."
-    findings, items, pictures = [], [], _VocPictures(files)
+    findings, items, images = [], [], _VocImages(files)
     splits, known = _voc_splits(files), _listed_classes(files)
-    for name in sorted(_voc_xmls(files), key=pictures.differs):  # a picture belongs to the xml of its own name first
+    for name in sorted(_voc_xmls(files), key=images.differs):  # an image belongs to the xml of its own name first
         try: size, filename, objects = _read_voc(files.read(name))
         except (ElementTree.ParseError, LookupError, ValueError, OSError) as why:
             findings.append(error("broken annotation", name, f"cannot be read ({why}): left out")); continue
-        try: picture = pictures.take(name, filename)
-        except LookupError as why: findings.append(error("missing picture", name, f"{why.args[0]}: left out")); continue
+        try: image = images.take(name, filename)
+        except LookupError as why: findings.append(error("missing image", name, f"{why.args[0]}: left out")); continue
         unknown = [thing for thing in objects if known and thing.name and thing.name not in known]
         findings += [error("unknown label", name, f"object {o.index}: '{o.name}' is not listed: left out")
                      for o in unknown]
         objects = tuple(thing for thing in objects if thing not in unknown)
         split = splits.get(_voc_key(name), splits.get(PurePosixPath(name).stem, UNLISTED if splits else ""))
-        items.append(Item(picture, split, objects=objects, source=name, size=size))
-    findings += _voc_gaps(pictures.names, splits, items)
+        items.append(Item(image, split, objects=objects, source=name, size=size))
+    findings += _voc_gaps(images.names, splits, items)
     return _detection(files, "voc", _examined(files, items, findings), findings, known)
 
 # %% ../nbs/01_data.ipynb #5a70452c
@@ -523,15 +523,15 @@ def _voc_xmls(files: Files) -> list[str]:
 
 
 def _voc_key(name: str) -> str:
-    "What an annotation and its picture share: 'Annotations/a/0.xml' -> 'a/0'."
+    "What an annotation and its image share: 'Annotations/a/0.xml' -> 'a/0'."
     return os.path.splitext(name)[0].partition("/")[2]
 
 # %% ../nbs/01_data.ipynb #b4f718e6
-class _VocPictures:
-    "The pictures of a VOC layout; each is given to one annotation."
+class _VocImages:
+    "The images of a VOC layout; each is given to one annotation."
 
     def __init__(self, files: Files):
-        self.names = [name for name in files.pictures if name.startswith("JPEGImages/")]
+        self.names = [name for name in files.images if name.startswith("JPEGImages/")]
         self.by_key, self.by_stem, self.owner = defaultdict(list), defaultdict(list), {}
         for name in self.names:
             self.by_key[_voc_key(name)].append(name)
@@ -540,28 +540,28 @@ class _VocPictures:
     def differs(self, xml: str) -> bool: return _voc_key(xml) not in self.by_key
 
     def take(self, xml: str, filename: str) -> str:
-        "The picture of the xml's own name, else of the `filename` in it. LookupError if there is not exactly one."
+        "The image of the xml's own name, else of the `filename` in it. LookupError if there is not exactly one."
         key, stem = _voc_key(xml), PurePosixPath(xml).stem
         near = [name for name in self.by_stem[stem] if "/" not in key or "/" not in _voc_key(name)]  # not a/0 for b/0
         found = self.by_key.get(key) or near or self.by_stem[PurePosixPath(filename).stem]
         found = [name for name in found if PurePosixPath(name).name == PurePosixPath(filename).name] or found
         if not found: raise LookupError(f"no JPEGImages/{key}.jpg")
-        if len(found) > 1: raise LookupError(f"{' or '.join(found[:3])}, which is its picture?")
-        if owner := self.owner.get(found[0]): raise LookupError(f"{found[0]} is already the picture of {owner}")
+        if len(found) > 1: raise LookupError(f"{' or '.join(found[:3])}, which is its image?")
+        if owner := self.owner.get(found[0]): raise LookupError(f"{found[0]} is already the image of {owner}")
         self.owner[found[0]] = xml
         return found[0]
 
 # %% ../nbs/01_data.ipynb #b97779de
-UNLISTED = "unlisted"  # the split of a picture that no list names: it is left out
+UNLISTED = "unlisted"  # the split of an image that no list names: it is left out
 
 
-def _voc_gaps(pictures: list[str], splits: dict[str, str], items: list[Item]) -> Iterator[Finding]:
-    "Pictures without annotation, and names in the lists that stand for nothing."
+def _voc_gaps(images: list[str], splits: dict[str, str], items: list[Item]) -> Iterator[Finding]:
+    "Images without annotation, and names in the lists that stand for nothing."
     used, stems = {item.name for item in items}, _voc_stems(item.source for item in items)
-    for name in sorted(set(pictures) - used):
+    for name in sorted(set(images) - used):
         yield warning("no annotation", name, "has no annotation: left out")
     for stem in sorted(set(splits) - stems):
-        yield error("missing picture", f"ImageSets/Main: {stem}", "is listed, but there is no annotated picture")
+        yield error("missing image", f"ImageSets/Main: {stem}", "is listed, but there is no annotated image")
     for item in items:
         if item.split == UNLISTED: yield warning("no split", item.name, "is in no list of ImageSets/Main: left out")
 
@@ -585,7 +585,7 @@ def _detection(files: Files, layout: str, items: list[Item], findings: list[Find
 
 
 def _voc_splits(files: Files) -> dict[str, str]:
-    "The split of each picture's stem, from ImageSets/Main; {} where there are no lists."
+    "The split of each image's stem, from ImageSets/Main; {} where there are no lists."
     lists = {PurePosixPath(n).stem.lower(): _lines(files, n) for n in files.names
              if n.startswith("ImageSets/Main/") and suffix(n) == ".txt"}
     found, stems = {}, _voc_stems(_voc_xmls(files))
@@ -614,14 +614,14 @@ def _content(files: Files, name: str) -> bytes:
 
 # %% ../nbs/01_data.ipynb #ffc2e63b
 def _read_voc(data: bytes) -> tuple[tuple[int, int], str, list[Object]]:
-    "The picture's size as written, its file name as written, and the objects of a VOC annotation."
+    "The image's size as written, its file name as written, and the objects of a VOC annotation."
     root = ElementTree.fromstring(data)
     text = lambda node, path: (node.findtext(path) or "").strip()
     box = lambda node: tuple(_number(text(node, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
     flags = lambda node: [text(node, flag) not in ("", "0") for flag in FLAGS]
     objects = [Object(text(node, "name"), box(node), *flags(node), i) for i, node in enumerate(root.iter("object"))]
     size = tuple(_number(text(root, f"size/{side}"), 0) for side in ("width", "height"))
-    if not np.isfinite(size).all(): raise ValueError("it says that the picture has {:g} x {:g} pixels".format(*size))
+    if not np.isfinite(size).all(): raise ValueError("it says that the image has {:g} x {:g} pixels".format(*size))
     return tuple(map(int, size)), text(root, "filename").replace("\\", "/"), objects
 
 
@@ -631,31 +631,31 @@ def _number(text: str, default: float = float("nan")) -> float:
 
 # %% ../nbs/01_data.ipynb #43c0f988
 def _upright(files: Files, item: Item, findings: list[Finding]) -> Item:
-    "The item with its boxes in the upright picture; what its annotation says about the size is compared."
+    "The item with its boxes in the upright image; what its annotation says about the size is compared."
     said, real = item.size, (item.record.width, item.record.height)
     if item.record.problem: return item
     way = _orientation(files, item)
     if way > 4 and said == real[::-1] != real:
-        findings.append(note("turned boxes", item.source, "its boxes are of the picture as stored: turned with it"))
+        findings.append(note("turned boxes", item.source, "its boxes are of the image as stored: turned with it"))
         return replace(item, objects=tuple(replace(o, box=_turn(o.box, way, *said)) for o in item.objects))
     if way > 1 and item.objects and not (way > 4 and said == real != real[::-1]):
-        what = "EXIF turns the picture, the size does not tell if the boxes are turned: taken as of the upright picture"
-        findings.append(warning("turned picture", item.source, what))
+        what = "EXIF turns the image, the size does not tell if the boxes are turned: taken as of the upright image"
+        findings.append(warning("turned image", item.source, what))
     if said and said != real:
-        what = "says {} x {}, the picture has {} x {}".format(*said, *real)
+        what = "says {} x {}, the image has {} x {}".format(*said, *real)
         findings.append(warning("wrong size", item.source, what))
     return item
 
 # %% ../nbs/01_data.ipynb #931902bd
 def _orientation(files: Files, item: Item) -> int:
-    "How EXIF says a picture is to be turned, 1..8: 1 is not at all, 2 to 4 keep its size, 5 to 8 swap width and height."
+    "How EXIF says an image is to be turned, 1..8: 1 is not at all, 2 to 4 keep its size, 5 to 8 swap width and height."
     if "EXIF" not in item.record.note: return 1
     way = Image.open(io.BytesIO(files.read(item.name))).getexif().get(0x0112, 1)
     return way if way in range(1, 9) else 1
 
 
 def _turn(box: tuple, way: int, width: int, height: int) -> tuple:
-    "A box of a stored picture of that size, in the upright one. way: the EXIF orientation, 5..8."
+    "A box of a stored image of that size, in the upright one. way: the EXIF orientation, 5..8."
     x1, y1, x2, y2 = box
     if way in (7, 8): x1, x2 = width - x2, width - x1
     if way in (6, 7): y1, y2 = height - y2, height - y1
@@ -689,16 +689,16 @@ def _survey_coco(files: Files, annotated: dict[str, dict]) -> Survey:
     "COCO: json files with images, annotations and categories; the split is in the json's name or its folder's."
     findings, items = [], []
     by_name = defaultdict(list)
-    for picture in files.pictures: by_name[PurePosixPath(picture).name].append(picture)
+    for image in files.images: by_name[PurePosixPath(image).name].append(image)
     for source, split in _coco_splits(list(annotated)).items():
         items += _coco_items(source, split, annotated[source], by_name, findings)
     used = {item.name for item in items}
-    findings += [warning("no annotation", n, "is not listed: left out") for n in files.pictures if n not in used]
+    findings += [warning("no annotation", n, "is not listed: left out") for n in files.images if n not in used]
     return _detection(files, "coco", _examined(files, items, findings), findings, ())
 
 # %% ../nbs/01_data.ipynb #7fccbdc9
 def _coco_items(source: str, split: str, content: dict, by_name: dict, findings: list[Finding]) -> Iterator[Item]:
-    "The pictures of one json, with their objects."
+    "The images of one json, with their objects."
     images, annotations_, categories = (list(_coco_entries(source, content, what, needs, findings)) for what, needs in (
         ("images", ("id", "file_name")), ("annotations", ("image_id", "category_id")), ("categories", ("id", "name"))))
     names = {category["id"]: str(category["name"]).strip() for _, category in categories}
@@ -711,11 +711,11 @@ def _coco_items(source: str, split: str, content: dict, by_name: dict, findings:
             continue
         seen.add(image["id"])
         objects = annotations.pop(image["id"], [])
-        found = _coco_picture(PurePosixPath(source).parent, image["file_name"], by_name)
+        found = _coco_image(PurePosixPath(source).parent, image["file_name"], by_name)
         place = f"{source}: {image['file_name']}"
         if found: yield Item(found, split, objects=tuple(objects), source=place, size=_coco_size(image))
-        else: findings.append(error("missing picture", source, f"no picture {image['file_name']}: left out"))
-    findings += [error("missing picture", source, f"object {thing.index}: image {image} is not listed: left out")
+        else: findings.append(error("missing image", source, f"no image {image['file_name']}: left out"))
+    findings += [error("missing image", source, f"object {thing.index}: image {image} is not listed: left out")
                  for image, objects in annotations.items() for thing in objects]
 
 # %% ../nbs/01_data.ipynb #7643e776
@@ -761,12 +761,12 @@ def _coco_splits(sources: list[str]) -> dict[str, str]:
     return splits
 
 # %% ../nbs/01_data.ipynb #94824e4c
-def _coco_picture(folder: PurePosixPath, name: str, by_name: dict[str, list[str]]) -> str | None:
-    "The picture that a COCO file means: at its place beside the json, else one whose path ends like it."
+def _coco_image(folder: PurePosixPath, name: str, by_name: dict[str, list[str]]) -> str | None:
+    "The image that a COCO file means: at its place beside the json, else one whose path ends like it."
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     candidates = by_name.get(parts[-1], []) if parts else []
     if (beside := "/".join([*folder.parts, *parts])) in candidates: return beside
-    for n in range(len(parts)):  # the longest ending of some picture's path: '/data/cats/1.jpg', then 'cats/1.jpg'
+    for n in range(len(parts)):  # the longest ending of some image's path: '/data/cats/1.jpg', then 'cats/1.jpg'
         ending = "/" + "/".join(parts[n:])
         if found := [c for c in candidates if f"/{c}".endswith(ending)]: return found[0] if len(found) == 1 else None
     return None
@@ -776,9 +776,9 @@ UNCLEAR = "contradiction"  # the kind of finding at which `load` stops
 
 # %% ../nbs/01_data.ipynb #b80777d7
 def _survey_csv(files: Files, table: str) -> Survey:
-    "A table of labels: a row for each picture."
+    "A table of labels: a row for each image."
     findings, items, rows_of, by_name = [], [], defaultdict(dict), defaultdict(list)
-    names = {os.path.splitext(n)[0]: n for n in files.pictures} | {n: n for n in files.pictures}  # endings may be missing
+    names = {os.path.splitext(n)[0]: n for n in files.images} | {n: n for n in files.images}  # endings may be missing
     for name in names: by_name[PurePosixPath(name).name].append(name)
     rows, file, classes = _read_table(files, table)
     apart = MARKS if any(re.search(MARKS, _label_text(row)) for _, row in rows) else SPACES
@@ -789,8 +789,8 @@ def _survey_csv(files: Files, table: str) -> Survey:
     for line, row in rows:
         try: labels, split = _row_labels(row, classes, apart), _row_split(row)
         except ValueError as why: findings.append(error("broken annotation", table, f"line {line}: {why}: left out")); continue
-        found = names.get(_coco_picture(PurePosixPath(""), row[file], by_name))
-        if not found: findings.append(error("missing picture", table, f"line {line}: no picture {row[file]}: left out"))
+        found = names.get(_coco_image(PurePosixPath(""), row[file], by_name))
+        if not found: findings.append(error("missing image", table, f"line {line}: no image {row[file]}: left out"))
         elif found not in rows_of: items.append(Item(found, split, objects=tuple(Object(n, ()) for n in labels), source=table))
         elif (frozenset(labels), split) in rows_of[found]:
             findings.append(error("broken annotation", table, f"line {line}: {found} comes twice: left out"))
@@ -799,7 +799,7 @@ def _survey_csv(files: Files, table: str) -> Survey:
     findings += [error(UNCLEAR, table, f"{name} has other labels or another split in line {b} than in line {a}")
                  for name, (a, b, *_) in unclear.items()]
     items = [item for item in items if item.name not in unclear]
-    findings += [warning("no annotation", n, "is not listed: left out") for n in files.pictures if n not in rows_of]
+    findings += [warning("no annotation", n, "is not listed: left out") for n in files.images if n not in rows_of]
     classes = sorted({name for item in items for name in item.labels} | set(classes))
     _alike(classes, findings)
     return Survey(files, "csv", _examined(files, items, findings), classes, findings)
@@ -865,7 +865,7 @@ def without_boxes(
     found: Survey,  # of a detection set
     view: str,      # 'multi'
 ) -> Survey:
-    "The same pictures, each with the labels of its objects that are not difficult. CourseError for another view or data."
+    "The same images, each with the labels of its objects that are not difficult. CourseError for another view or data."
     if view != "multi" or found.task == SINGLE:
         raise CourseError(f"view={view}: files with boxes have the view 'multi', others have none")
     seen = lambda item: dict.fromkeys(thing.name for thing in item.objects if not thing.difficult)
@@ -877,10 +877,10 @@ NAMES = ("train", "valid", "test")  # of the splits
 
 # %% ../nbs/01_data.ipynb #f8efe9ee
 @dataclass
-class Pictures:
-    "One split: pictures by number, decoded when asked for. `p[i]` is (uint8 [H, W, 3], target)."
-    names: list[str]    # one per picture, for messages and predictions
-    targets: list       # per picture: class number | float32 [K] of 0 and 1 | the dict of `detection_target`
+class Images:
+    "One split: images by number, decoded when asked for. `p[i]` is (uint8 [H, W, 3], target)."
+    names: list[str]    # one per image, for messages and predictions
+    targets: list       # per image: class number | float32 [K] of 0 and 1 | the dict of `detection_target`
     classes: list[str]  # K names, sorted
     task: str           # SINGLE, MULTI or DETECTION
     read: Callable[[int], np.ndarray]  # number -> uint8 [H, W, 3] RGB
@@ -891,9 +891,9 @@ class Pictures:
     def __getitem__(self, i: int): return self.read(i), self.targets[i]
 
     def subset(self,
-        numbers: Iterable[int],  # which pictures, in which order
-    ) -> "Pictures":
-        "Some of the pictures."
+        numbers: Iterable[int],  # which images, in which order
+    ) -> "Images":
+        "Some of the images."
         numbers = [int(i) for i in numbers]
         pick = lambda values: [values[i] for i in numbers]
         return replace(self, names=pick(self.names), targets=pick(self.targets), read=lambda i: self.read(numbers[i]),
@@ -903,9 +903,9 @@ class Pictures:
 @dataclass
 class Splits:
     "The three splits of a data set."
-    train: Pictures
-    valid: Pictures
-    test: Pictures
+    train: Images
+    valid: Images
+    test: Images
     classes: list[str]
     task: str
     spec: str
@@ -913,10 +913,10 @@ class Splits:
 
     @property
     def fingerprint(self) -> str:
-        "Changes when any picture or target does."
+        "Changes when any image or target does."
         return sha1("".join(self[name].key for name in NAMES).encode()).hexdigest()
 
-    def __getitem__(self, name: str) -> Pictures:
+    def __getitem__(self, name: str) -> Images:
         if name not in NAMES: raise CourseError(f"unknown split '{name}': choose from {', '.join(NAMES)}")
         return getattr(self, name)
 
@@ -926,15 +926,15 @@ class Splits:
 
 # %% ../nbs/01_data.ipynb #98414363
 def in_order(
-    pictures: Pictures,
+    dataset: Images,
     classes: list[str],  # the same names in another order, as a model knows them
-) -> Pictures:
-    "The same pictures with their classes in this order."
-    if list(pictures.classes) == list(classes): return pictures
-    place = np.array([list(classes).index(name) for name in pictures.classes])  # [K], the new number of each
+) -> Images:
+    "The same images with their classes in this order."
+    if list(dataset.classes) == list(classes): return dataset
+    place = np.array([list(classes).index(name) for name in dataset.classes])  # [K], the new number of each
     new = {SINGLE: lambda target: int(place[target]), MULTI: lambda target: target[place.argsort()],
-           DETECTION: lambda target: dict(target, labels=place[target["labels"] - 1] + 1)}[pictures.task]
-    return replace(pictures, classes=list(classes), targets=[new(target) for target in pictures.targets])
+           DETECTION: lambda target: dict(target, labels=place[target["labels"] - 1] + 1)}[dataset.task]
+    return replace(dataset, classes=list(classes), targets=[new(target) for target in dataset.targets])
 
 # %% ../nbs/01_data.ipynb #63d2a52d
 def load(
@@ -992,7 +992,7 @@ def load_files(
     "The splits of a data set on disk. What cannot be used is left out and listed in `left_out`."
     found, shares = survey_with(path, options)
     items = split_items(found, seed, **shares)
-    splits = {name: _pictures(found, [item for item in items if item.split == name]) for name in NAMES}
+    splits = {name: _images(found, [item for item in items if item.split == name]) for name in NAMES}
     return Splits(**splits, classes=found.classes, task=found.task, spec=str(path), left_out=found.findings)
 
 
@@ -1019,7 +1019,7 @@ def split_items(
     for finding in found.findings:
         if finding.kind == UNCLEAR: raise CourseError(f"{finding}: keep the one that is right")
     items = [item for item in found.items if not item.record.problem]
-    if not items: raise CourseError(f"'{found.files.root}' holds no picture that can be read: see `course data check`")
+    if not items: raise CourseError(f"'{found.files.root}' holds no image that can be read: see `course data check`")
     if len(found.classes) < (2 if found.task == SINGLE else 1):
         raise CourseError(f"'{found.files.root}' has {len(found.classes)} class: a classifier needs two or more")
     items = [item for item in items if item.split != UNLISTED]
@@ -1031,7 +1031,7 @@ def split_items(
     chosen = assign(labels, seed, **shares)
     items = [replace(i, split=chosen[i.record.digest]) if i.split in ("", "train") else i for i in items]
     for split, label in missing_classes(items, found.classes):
-        raise CourseError(f"class '{label}' has no readable picture for the {split} split: it needs three different "
+        raise CourseError(f"class '{label}' has no readable image for the {split} split: it needs three different "
                           "ones, one each for train, valid and test; add some, or remove the class")
     return items
 
@@ -1045,8 +1045,8 @@ def missing_classes(
     return [(split, name) for split in NAMES for name in classes if (split, name) not in present]
 
 
-def _read_picture(files: Files, name: str, stamp: str) -> np.ndarray:
-    "The picture, if its file is as it was when the data was surveyed: caches are named after what was seen then."
+def _read_image(files: Files, name: str, stamp: str) -> np.ndarray:
+    "The image, if its file is as it was when the data was surveyed: caches are named after what was seen then."
     try:
         if files.stamp(name) == stamp: return decode(files.read(name))
         why = "it has changed"
@@ -1054,8 +1054,8 @@ def _read_picture(files: Files, name: str, stamp: str) -> np.ndarray:
     raise CourseError(f"'{name}' cannot be read as it was ({why}): load the data again")
 
 # %% ../nbs/01_data.ipynb #f6ecceb1
-def _pictures(found: Survey, items: list[Item]) -> Pictures:
-    "A split of pictures on disk."
+def _images(found: Survey, items: list[Item]) -> Images:
+    "A split of images on disk."
     number = {name: i for i, name in enumerate(found.classes)}
     make = {SINGLE: lambda item: number[item.label], DETECTION: lambda item: detection_target(item.objects, number),
             MULTI: lambda item: np.isin(found.classes, item.labels).astype(np.float32)}[found.task]
@@ -1063,8 +1063,8 @@ def _pictures(found: Survey, items: list[Item]) -> Pictures:
     content = [(item.record.digest, item.label, [(o.name, o.box, *(getattr(o, flag) for flag in FLAGS)) for o in item.objects]) for item in items]
     names = [item.name for item in items]
     stamps = [found.files.stamp(name) for name in names]
-    read = lambda i: _read_picture(found.files, names[i], stamps[i])
-    return Pictures(names, targets, found.classes, found.task, read, sha1(repr(content).encode()).hexdigest())
+    read = lambda i: _read_image(found.files, names[i], stamps[i])
+    return Images(names, targets, found.classes, found.task, read, sha1(repr(content).encode()).hexdigest())
 
 # %% ../nbs/01_data.ipynb #109c344c
 def detection_target(
@@ -1079,22 +1079,22 @@ def detection_target(
 
 # %% ../nbs/01_data.ipynb #9893dc26
 def pixels(
-    pictures: Pictures,
+    dataset: Images,
     size: int,          # side of the square, in pixels
     fit: str = "crop",  # 'crop': shorter side to `size`, then the centre; 'squash': both sides to `size`
 ) -> np.ndarray:        # uint8 [N, size, size, 3], memory-mapped, read only
-    "The whole split at one size. Each picture is decoded once; later calls read the file that the first one made."
-    if not len(pictures): return np.zeros((0, size, size, 3), np.uint8)
-    key = sha1(f"{pictures.key}:{size}:{fit}".encode()).hexdigest()[:20]
+    "The whole split at one size. Each image is decoded once; later calls read the file that the first one made."
+    if not len(dataset): return np.zeros((0, size, size, 3), np.uint8)
+    key = sha1(f"{dataset.key}:{size}:{fit}".encode()).hexdigest()[:20]
 
     def write(part: Path) -> None:
-        need, room = len(pictures) * size * size * 3, shutil.disk_usage(part.parent).free
+        need, room = len(dataset) * size * size * 3, shutil.disk_usage(part.parent).free
         if need > room:  # writing to a mapped file on a full disk would end the process without a word
             raise CourseError(f"the cache needs {need / 2**20:.0f} MB, '{home()}' has {room / 2**20:.0f} left: "
                               "free some, or set COURSE_HOME to another folder")
-        out = np.lib.format.open_memmap(part, "w+", np.uint8, (len(pictures), size, size, 3))
-        def put(i): out[i] = resize(pictures.read(i), size, fit)
-        for _ in parallel(put, range(len(pictures)), "decoding pictures"): pass
+        out = np.lib.format.open_memmap(part, "w+", np.uint8, (len(dataset), size, size, 3))
+        def put(i): out[i] = resize(dataset.read(i), size, fit)
+        for _ in parallel(put, range(len(dataset)), "decoding images"): pass
         out.flush()
 
     path = build_once(home() / "cache" / f"pixels-{key}.npy", write)
@@ -1104,23 +1104,23 @@ def pixels(
 
 # %% ../nbs/01_data.ipynb #18d48728
 def resize(
-    picture: np.ndarray,  # uint8 [H, W, 3]
+    image: np.ndarray,  # uint8 [H, W, 3]
     size: int,
     fit: str = "crop",    # as in `pixels`
 ) -> np.ndarray:          # uint8 [size, size, 3]
-    "The picture as a square, with antialiasing."
-    if picture.shape[:2] == (size, size): return picture
+    "The image as a square, with antialiasing."
+    if image.shape[:2] == (size, size): return image
     to_size = ImageOps.fit if fit == "crop" else Image.Image.resize
-    return np.asarray(to_size(Image.fromarray(picture), (size, size), Image.Resampling.BILINEAR))
+    return np.asarray(to_size(Image.fromarray(image), (size, size), Image.Resampling.BILINEAR))
 
 # %% ../nbs/01_data.ipynb #350393f3
 class Order:
-    """Which pictures make up a batch: a pure function of (seed, epoch, step).
+    """Which images make up a batch: a pure function of (seed, epoch, step).
 
     The batches of an epoch are as equal in size as can be: no batch of one is left over at its end."""
 
     def __init__(self,
-        count: int,            # pictures
+        count: int,            # images
         batch_size: int = 64,  # at most
         shuffle: bool = False,
         seed: int = 0,         # the order of epoch e follows from (seed, e)
@@ -1133,7 +1133,7 @@ class Order:
     def order(self,
         epoch: int,  # from 0
     ) -> np.ndarray:
-        "The numbers of the pictures in the order of an epoch, [N]."
+        "The numbers of the images in the order of an epoch, [N]."
         if not self.shuffle: return np.arange(self.count)
         if self._order[0] != epoch: self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.count)
         return self._order[1]
@@ -1142,7 +1142,7 @@ class Order:
         epoch: int,
         step: int,  # from 0
     ) -> np.ndarray:
-        "The numbers of the pictures in a batch, [B]."
+        "The numbers of the images in a batch, [B]."
         n, steps = self.count, len(self)
         return self.order(epoch)[n * step // steps:n * (step + 1) // steps]
 
@@ -1151,15 +1151,15 @@ class Batches(Order):
     "Batches of a split from its cache: (images uint8 [B, 3, S, S], targets [B] or [B, K]), in a new order each epoch."
 
     def __init__(self,
-        pictures: Pictures,    # of a single-label or multi-label task
-        size: int,             # side of the pictures
+        dataset: Images,    # of a single-label or multi-label task
+        size: int,             # side of the images
         batch_size: int = 64,  # at most
         shuffle: bool = False,
         seed: int = 0,         # the order of epoch e follows from (seed, e)
     ):
-        if pictures.task == DETECTION: raise CourseError("Batches is for classification: boxes would need scaling too")
-        super().__init__(len(pictures), batch_size, shuffle, seed)
-        self.images, self.targets = pixels(pictures, size), torch.as_tensor(np.array(pictures.targets))
+        if dataset.task == DETECTION: raise CourseError("Batches is for classification: boxes would need scaling too")
+        super().__init__(len(dataset), batch_size, shuffle, seed)
+        self.images, self.targets = pixels(dataset, size), torch.as_tensor(np.array(dataset.targets))
         self.epoch = 0
 
     def batch(self,
@@ -1189,7 +1189,7 @@ def flip(
     images: torch.Tensor,        # [B, 3, H, W]
     generator: torch.Generator,  # source of randomness
 ) -> torch.Tensor:
-    "Each picture mirrored left to right, or not, with equal chance."
+    "Each image mirrored left to right, or not, with equal chance."
     chosen = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
     images = images.clone()
     images[chosen] = images[chosen].flip(3)
@@ -1199,9 +1199,9 @@ def flip(
 def shift(
     images: torch.Tensor,        # [B, 3, H, W]
     generator: torch.Generator,
-    pixels: int = 4,             # how far at most, in each direction; less in pictures that are not larger
+    pixels: int = 4,             # how far at most, in each direction; less in images that are not larger
 ) -> torch.Tensor:
-    "Each picture moved by its own random offset; the border is reflected into the gap."
+    "Each image moved by its own random offset; the border is reflected into the gap."
     b, _, h, w = images.shape
     pixels = min(pixels, h - 1, w - 1)
     mirror = lambda n: n - 1 - (torch.arange(-pixels, n + pixels, device=images.device).abs() - (n - 1)).abs()
@@ -1214,7 +1214,7 @@ def shift(
 ABOUT = {  # what `course data list` says
     "cifar10": "60,000 photos of 32 x 32 pixels in 10 classes; 170 MB",
     "cifar100": "60,000 photos of 32 x 32 pixels in 100 classes; 169 MB",
-    "fashion-mnist": "70,000 grey pictures of clothes, 28 x 28 pixels, 10 classes; 31 MB",
+    "fashion-mnist": "70,000 grey images of clothes, 28 x 28 pixels, 10 classes; 31 MB",
     "pets": "7,349 photos of 37 breeds of cats and dogs; 811 MB",
     "flowers102": "8,189 photos of 102 kinds of flowers; 345 MB",
     "food101": "101,000 photos of 101 dishes; 5 GB",
@@ -1260,7 +1260,7 @@ def _whole(
 def load_torchvision(
     name: str,       # a key of PARTS
     seed: int = 0,
-    **options: str,  # valid: share of the training pictures that validate, where the set has no such split
+    **options: str,  # valid: share of the training images that validate, where the set has no such split
 ) -> Splits:
     "The splits of a data set that torchvision knows; downloaded once into `home()`, checked by checksum."
     from torchvision import datasets
@@ -1274,16 +1274,16 @@ def load_torchvision(
     return Splits(**splits, classes=splits["train"].classes, task=SINGLE, spec=name)
 
 
-def _from_torchvision(name: str, part: str, data) -> Pictures:
+def _from_torchvision(name: str, part: str, data) -> Images:
     targets = [int(t) for t in (data.targets if hasattr(data, "targets") else data._labels)]
     classes = [str(c) for c in getattr(data, "classes", range(max(targets) + 1))]
     names = [f"{name}/{part}/{i:05}" for i in range(len(data))]
     key = sha1(f"{name}:{part}:{len(data)}:{targets}".encode()).hexdigest()
-    return Pictures(names, targets, classes, SINGLE, lambda i: np.array(to_rgb(data[i][0])), key)
+    return Images(names, targets, classes, SINGLE, lambda i: np.array(to_rgb(data[i][0])), key)
 
 # %% ../nbs/01_data.ipynb #27f0275c
-def _carve(name: str, train: Pictures, seed: int, share: float) -> tuple[Pictures, Pictures]:
-    "Training and validation pictures, divided by content."
+def _carve(name: str, train: Images, seed: int, share: float) -> tuple[Images, Images]:
+    "Training and validation images, divided by content."
     look_at = lambda i: describe(train.read(i)).digest
     write = lambda part: part.write_text(json.dumps(list(parallel(look_at, range(len(train)), f"reading {name}"))))
     digests = json.loads(build_once(home() / "cache" / f"digests-{train.key}.json", write).read_text())
@@ -1321,7 +1321,7 @@ class Diagnosis:
     "What the doctor found. Errors would break training or make its result wrong; warnings are worth a look."
     spec: str
     task: str
-    counts: dict[str, dict[str, int]]  # class -> split -> pictures (or objects, for detection)
+    counts: dict[str, dict[str, int]]  # class -> split -> images (or objects, for detection)
     findings: list[Finding]
 
     @property
@@ -1379,13 +1379,13 @@ def _check_split(found: Survey, seed: int, shares: dict[str, float]) -> list[Fin
 
 @dataclass
 class _SplitsSurvey(Survey):
-    "A survey of pictures that are not files of the user's: drawn, or downloaded by torchvision."
+    "A survey of images that are not files of the user's: drawn, or downloaded by torchvision."
     splits: Splits = None
 
     @property
     def task(self) -> str: return self.splits.task
 
-    def picture(self, item: Item) -> np.ndarray:
+    def image(self, item: Item) -> np.ndarray:
         split, number = item.source.split(":")
         return self.splits[split].read(int(number))
 
@@ -1413,13 +1413,13 @@ def _annotation(target, splits: Splits) -> tuple[str, tuple[Object, ...]]:
 
 
 def _check_names(good: list[Item]) -> Iterator[Finding]:
-    "Names that do not fit the content or that other programs may not like, and pictures that had to be converted."
+    "Names that do not fit the content or that other programs may not like, and images that had to be converted."
     ends = dict(JPEG={".jpg", ".jpeg"}, MPO={".jpg", ".jpeg"}, TIFF={".tif", ".tiff"})
     for item in good:
         kind = item.record.format
         if kind and suffix(item.name) not in ends.get(kind, {f".{kind.lower()}"}):
             yield warning("mislabelled file", item.name, f"is a {kind} by content")
-        if item.record.note: yield note("converted picture", item.name, item.record.note)
+        if item.record.note: yield note("converted image", item.name, item.record.note)
     odd = [item.name for item in good if " " in item.name or not item.name.isascii()]
     what = f"{len(odd)} names have spaces or letters beyond ASCII, at which some programs stumble"
     if odd: yield note("unusual names", odd[0], what)
@@ -1434,17 +1434,17 @@ def _check_classes(found: Survey, good: list[Item]) -> Iterator[Finding]:
     for item in good:
         for label in item.labels: unique[label].add(item.record.digest)
     for split, label in missing_classes(good, found.classes) if given else ():
-        if split in given: yield error("class misses a split", label, f"has no picture in {split}")
+        if split in given: yield error("class misses a split", label, f"has no image in {split}")
     for label in found.classes:
         if not given and (n := len(unique[label])) < 3:
-            yield error("class too small", label, f"{n} different pictures: train, valid and test need one each")
+            yield error("class too small", label, f"{n} different images: train, valid and test need one each")
     counts = Counter(label for item in good for label in item.labels)
     if counts and (most := counts.most_common(1)[0])[1] > 5 * (least := counts.most_common()[-1])[1]:
         yield warning("imbalance", least[0], f"{least[1]} against {most[1]} of {most[0]}")
 
 # %% ../nbs/01_data.ipynb #056581a6
 def _check_sizes(good: list[Item]) -> Iterator[Finding]:
-    "Pictures too small to show anything, and very long ones."
+    "Images too small to show anything, and very long ones."
     for item in good:
         width, height = item.record.width, item.record.height
         if min(width, height) < 8: yield warning("odd size", item.name, f"only {width} x {height} pixels")
@@ -1453,11 +1453,11 @@ def _check_sizes(good: list[Item]) -> Iterator[Finding]:
 
 
 def _check_copies(found: Survey, good: list[Item]) -> Iterator[Finding]:
-    "Equal and nearly equal pictures. Across splits they make the test a memory test."
+    "Equal and nearly equal images. Across splits they make the test a memory test."
     groups = defaultdict(list)
     for item in good: groups[item.record.digest].append(item)
     for same in groups.values():
-        if len(same) > 1: yield _copy_finding("same picture", same)
+        if len(same) > 1: yield _copy_finding("same image", same)
     firsts = [same[0] for same in groups.values()]
     yield from (_copy_finding("near duplicate", [firsts[a], firsts[b]]) for a, b in near_duplicates(firsts, found))
 
@@ -1467,12 +1467,12 @@ def _copy_finding(kind: str, same: list[Item]) -> Finding:
     where, others = same[0].name, ", ".join(item.name for item in same[1:4]) + (" ..." if len(same) > 4 else "")
     differs = " in two classes" if same[0].label else " with other labels"
     place = " across splits" if len(splits) > 1 else differs if len(labels) > 1 else ""
-    level = "error" if place and kind == "same picture" else "warning"
+    level = "error" if place and kind == "same image" else "warning"
     return Finding(level, kind + place, where, f"is also {others}")
 
 
 def _answer(item: Item) -> frozenset[str]:
-    "What copies of a picture must agree in: its classes. Where there are boxes nothing, as two people draw two boxes."
+    "What copies of an image must agree in: its classes. Where there are boxes nothing, as two people draw two boxes."
     return frozenset(item.labels) if item.label or not any(thing.box for thing in item.objects) else frozenset()
 
 # %% ../nbs/01_data.ipynb #cf8b5ae1
@@ -1480,9 +1480,9 @@ def near_duplicates(
     items: list[Item],
     found: Survey,             # where they are from
     alike: float = 0.985,      # least correlation of two 8 x 8 thumbnails
-    differ: float = 14.0,      # most mean difference of the two pictures at 32 x 32, in grey levels
+    differ: float = 14.0,      # most mean difference of the two images at 32 x 32, in grey levels
 ) -> list[tuple[int, int]]:    # pairs of positions in `items`
-    "Pictures that differ by compression, size or a few pixels: all thumbnails with all, then the likely pairs in full."
+    "Images that differ by compression, size or a few pixels: all thumbnails with all, then the likely pairs in full."
     if len(items) < 2: return []
     thumbs = np.array([np.frombuffer(bytes.fromhex(item.record.thumb), np.uint8) for item in items])
     thumbs = torch.from_numpy(thumbs.astype(np.float32))  # [N, 8*8*3]
@@ -1497,14 +1497,14 @@ def near_duplicates(
         pairs += zip(a[close].tolist(), b[close].tolist())
 
     @cache
-    def at_32(i): return resize(found.picture(items[i]), 32, "squash").astype(np.int16)
+    def at_32(i): return resize(found.image(items[i]), 32, "squash").astype(np.int16)
 
-    return [(a, b) for a, b in progress(pairs, "comparing pictures") if np.abs(at_32(a) - at_32(b)).mean() < differ]
+    return [(a, b) for a, b in progress(pairs, "comparing images") if np.abs(at_32(a) - at_32(b)).mean() < differ]
 
 # %% ../nbs/01_data.ipynb #255e5cd9
 def write_dataset(
-    items: Iterable[Item],         # pictures with their splits, labels or objects
-    read: Callable[[Item], bytes],  # the content of an item's picture file
+    items: Iterable[Item],         # images with their splits, labels or objects
+    read: Callable[[Item], bytes],  # the content of an item's image file
     layout: str,                   # 'folder', 'voc', 'coco' or 'csv'
     out: Path,                     # a folder that does not exist yet, or is empty
 ) -> Path:
@@ -1516,14 +1516,14 @@ def write_dataset(
     if layout not in write: raise CourseError(f"unknown layout '{layout}': choose from {', '.join(write)}")
     items = list(items)
     if layout == "folder" and not all(item.label for item in items):
-        raise CourseError("class folders hold one class per picture: choose the layout voc, coco or csv")
+        raise CourseError("class folders hold one class per image: choose the layout voc, coco or csv")
     if layout in ("voc", "coco") and any(item.label or () in [thing.box for thing in item.objects] for item in items):
         raise CourseError(f"{layout} holds boxes, which this data does not have: choose the layout folder or csv")
     if layout == "csv" and (unfit := [name for item in items for name in item.labels if re.search(MARKS, name)]):
         raise CourseError(f"a table cannot hold the label '{unfit[0]}': choose another layout, or rename it")
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    write[layout](progress(items, f"writing {layout}", unit="pictures"), read, part)
+    write[layout](progress(items, f"writing {layout}", unit="images"), read, part)
     if out.exists(): out.rmdir()
     part.rename(out)
     return out
@@ -1538,7 +1538,7 @@ def _place(folder: Path, item: Item, data: bytes) -> Path:
         Image.fromarray(decode(data)).save(buffer := io.BytesIO(), format="png")
         data, end = buffer.getvalue(), ".png"
     end = name.suffix if name.suffix.lower().replace("jpeg", "jpg").replace("tiff", "tif") == end else end
-    plain = re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", "_", name.stem.strip()) or "picture"  # what xml and lists can hold
+    plain = re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", "_", name.stem.strip()) or "image"  # what xml and lists can hold
     stems = (plain if n == 1 else f"{plain}-{n}" for n in range(1, 10**6))
     stem = next(stem for stem in stems if not any((folder / f"{stem}{e}").exists() for e in {end, *SUFFIXES}))
     path = folder / f"{stem}{end}"
@@ -1623,7 +1623,7 @@ def write_splits(
     found = survey_splits(splits)
 
     def jpeg(item):
-        Image.fromarray(found.picture(item)).save(buffer := io.BytesIO(), format="jpeg", quality=92)
+        Image.fromarray(found.image(item)).save(buffer := io.BytesIO(), format="jpeg", quality=92)
         return buffer.getvalue()
 
     items = [replace(item, name=f"{item.split}-{i:05}.jpg") for i, item in enumerate(found.items)]
@@ -1635,7 +1635,7 @@ def fix(
     out: Path,   # a new or empty folder
 ) -> Path:
     """Write a repaired copy; the original is never touched. Left out: what cannot be read, boxes that cannot be trained
-    on, all but one of equal pictures (the one in test stays), and every picture that stands in two classes or has other
+    on, all but one of equal images (the one in test stays), and every image that stands in two classes or has other
     labels elsewhere."""
     name, _, options = _parse_spec(spec, 0, {})
     if _is_named(name): raise CourseError(f"'{name}' is not a data set of yours on disk: there is nothing to fix")

@@ -24,7 +24,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_area
 from .boxes import cxcywh_to_xyxy, decode, intersection_and_union, iou, nms
 from .core import Bundle, CourseError, build_once, evaluators, formats, home, models, progress, within
-from .data import DETECTION, Order, Pictures, Splits, pixels, resize
+from .data import DETECTION, Order, Images, Splits, pixels, resize
 from .ssd import SSD, multibox_loss, view
 from .train import (History, Recipe, arguments_of, augmentations, best_precision, fit, join, keep_memory, load_weights,
                               network, networks, own_options, save_weights, tasks)
@@ -34,12 +34,12 @@ from .transfer import RAW, stages, thaw
 @torch.no_grad()
 def detections(
     outputs: dict,            # loc [B, A, 4], conf [B, A, K + 1], anchors [A, 4] in pixels: what `SSD` returns
-    size: int,                # side of the pictures in pixels: no box reaches beyond
+    size: int,                # side of the images in pixels: no box reaches beyond
     least: float = 0.01,      # the lowest probability of a detection, 0..1
     threshold: float = 0.45,  # boxes of a class with a higher IoU are duplicates
-    most: int = 200,          # candidates of each class and picture, before duplicates go
-    top: int = 100,           # detections of each picture
-) -> list[dict]:              # for each picture: boxes [M, 4] in pixels, labels [M] from 1, scores [M], falling
+    most: int = 200,          # candidates of each class and image, before duplicates go
+    top: int = 100,           # detections of each image
+) -> list[dict]:              # for each image: boxes [M, 4] in pixels, labels [M] from 1, scores [M], falling
     "What a detector says, as boxes: softmax, decoding and suppression for a whole batch (Liu et al. 2016, section 3.7)."
     loc, grid = outputs["loc"].float(), outputs["anchors"]
     scores = outputs["conf"].float().softmax(2)[..., 1:]                              # [B, A, K]
@@ -88,7 +88,7 @@ class AveragePrecision(Coco):
 
     Difficult objects count neither for nor against, as COCO's crowds do."""
     def __init__(self,
-        size: int,  # side of the pictures in pixels
+        size: int,  # side of the images in pixels
     ):
         super().__init__(compute_on_cpu=True)
         self.size = size
@@ -113,18 +113,18 @@ def as_truth(
 
 # %% ../nbs/15_detection.ipynb #b0fa9823
 def squared(
-    pictures: Pictures,  # of a detection task
+    dataset: Images,  # of a detection task
     size: int,
-) -> Pictures:
+) -> Images:
     "The same as squares from the cache of `pixels`, with the boxes in their pixels: each file is decoded once."
     def look(part):
-        numbers = progress(range(len(pictures)), "measuring pictures")
-        part.write_text(json.dumps([pictures.read(i).shape[:2] for i in numbers]))
+        numbers = progress(range(len(dataset)), "measuring images")
+        part.write_text(json.dumps([dataset.read(i).shape[:2] for i in numbers]))
 
-    shapes = json.loads(build_once(home() / "cache" / f"shapes-{pictures.key}.json", look).read_text())
-    images = pixels(pictures, size, "squash")
+    shapes = json.loads(build_once(home() / "cache" / f"shapes-{dataset.key}.json", look).read_text())
+    images = pixels(dataset, size, "squash")
     fitted = lambda t, h, w: dict(t, boxes=np.asarray(t["boxes"], np.float32) * np.array([size / w, size / h] * 2, np.float32))
-    return replace(pictures, targets=[fitted(t, *shape) for t, shape in zip(pictures.targets, shapes)], read=lambda i: images[i])
+    return replace(dataset, targets=[fitted(t, *shape) for t, shape in zip(dataset.targets, shapes)], read=lambda i: images[i])
 
 
 def mirrored(
@@ -136,38 +136,38 @@ def mirrored(
     return image.flip(2), dict(target, boxes=torch.stack([image.shape[2] - x2, y1, image.shape[2] - x1, y2], 1))
 
 # %% ../nbs/15_detection.ipynb #42a60a2d
-ZOOMS = dict(ssd=4.0, near=1.5)  # augmentations, and how far away each shows the pictures at most
+ZOOMS = dict(ssd=4.0, near=1.5)  # augmentations, and how far away each shows the images at most
 ROOM = 2**30  # bytes for augmented views that are kept
 
 # %% ../nbs/15_detection.ipynb #c580d524
 class Scenes(Order):
-    """Batches as a detector takes them: images float32 [B, 3, S, S], 0..1, on the device, and a target for each picture.
+    """Batches as a detector takes them: images float32 [B, 3, S, S], 0..1, on the device, and a target for each image.
 
     Augmented views cost as much as a step of training. So the first third of the epochs, or 8, make new ones, and the others take
-    them in turn, mirrored or not; or every epoch makes its own, if there is no room to keep 8 views of each picture."""
+    them in turn, mirrored or not; or every epoch makes its own, if there is no room to keep 8 views of each image."""
     def __init__(self,
-        pictures: Pictures,
+        dataset: Images,
         task: "Detection",
         device: torch.device,
         training: bool,     # shuffled and augmented
     ):
         recipe, size = task.recipe, task.input_size
         if recipe.augment not in ("", *ZOOMS): raise CourseError(f"augment={recipe.augment}: a detector takes 'ssd', 'near' or ''")
-        super().__init__(len(pictures), recipe.batch_size if training else 32, training, recipe.seed)
-        self.names, self.size, self.device, self.training = pictures.names, size, device, training and recipe.augment != ""
+        super().__init__(len(dataset), recipe.batch_size if training else 32, training, recipe.seed)
+        self.names, self.size, self.device, self.training = dataset.names, size, device, training and recipe.augment != ""
         self.zoom = ZOOMS.get(recipe.augment)
-        self.pictures = squared(pictures, size * 5 // 4 if self.training else size)
-        self.views, self.kept = min(ROOM // (3 * size**2 * max(1, len(pictures))), max(8, recipe.epochs // 3)), {}
+        self.images = squared(dataset, size * 5 // 4 if self.training else size)
+        self.views, self.kept = min(ROOM // (3 * size**2 * max(1, len(dataset))), max(8, recipe.epochs // 3)), {}
 
     def view(self,
         epoch: int,
-        number: int,  # of the picture
+        number: int,  # of the image
     ) -> tuple[Tensor, dict]:
-        "A picture, uint8 [3, S, S], and its target."
-        if not self.training: return view(self.pictures, number, self.size)
-        if self.views < 8: return view(self.pictures, number, self.size, self.seed, epoch, self.zoom)
+        "An image, uint8 [3, S, S], and its target."
+        if not self.training: return view(self.images, number, self.size)
+        if self.views < 8: return view(self.images, number, self.size, self.seed, epoch, self.zoom)
         place = epoch % self.views, number
-        if place not in self.kept: self.kept[place] = view(self.pictures, number, self.size, self.seed, place[0], self.zoom)
+        if place not in self.kept: self.kept[place] = view(self.images, number, self.size, self.seed, place[0], self.zoom)
         return mirrored(*self.kept[place]) if epoch // self.views % 2 else self.kept[place]
 
     def batch(self,
@@ -191,12 +191,12 @@ class Detection:
 
     def __init__(self,
         splits: Splits,
-        input_size: int,  # side of the pictures in pixels
+        input_size: int,  # side of the images in pixels
         recipe: Recipe,
     ):
         self.splits, self.input_size, self.recipe = splits, input_size, recipe
 
-    def loader(self, pictures, device, training=False): return Scenes(pictures, self, device, training)
+    def loader(self, images, device, training=False): return Scenes(images, self, device, training)
 
     def loss(self,
         outputs: dict,         # as of `SSD`
@@ -212,13 +212,13 @@ tasks[DETECTION] = Detection
 # %% ../nbs/15_detection.ipynb #1e120860
 @augmentations.register("near")  # for small inputs and short trainings
 @augmentations.register("ssd")
-def only_boxes(images, targets, dice, classes): raise CourseError("augment=ssd is for pictures with boxes: use others")
+def only_boxes(images, targets, dice, classes): raise CourseError("augment=ssd is for images with boxes: use others")
 
 # %% ../nbs/15_detection.ipynb #6935a5a2
 def free_place(
     box: tuple,   # x1, y1, x2, y2 of an object
     size: tuple,  # width and height of its label
-    room: tuple,  # width and height of the picture
+    room: tuple,  # width and height of the image
     taken: list,  # the labels so far, x1, y1, x2, y2 of each
 ) -> tuple:       # x1, y1, x2, y2 of the label
     "Above the box, or inside it at the top, below it, or inside at the bottom: the first place that covers no other label."
@@ -230,27 +230,27 @@ def free_place(
 
 
 def draw(
-    picture: np.ndarray,     # uint8 [H, W, 3]
+    image: np.ndarray,     # uint8 [H, W, 3]
     found: dict,             # boxes [M, 4] in its pixels, labels [M] from 1, and perhaps scores [M]
     classes: Sequence[str],  # K names
-    least_side: int = 480,   # smaller pictures are enlarged, so that the names can be read
+    least_side: int = 480,   # smaller images are enlarged, so that the names can be read
 ) -> np.ndarray:             # uint8 [H, W, 3]
-    "The picture with boxes, names and scores; a colour for each class."
-    scale = max(1, math.ceil(least_side / max(picture.shape[:2])))
-    image = Image.fromarray(picture).resize((picture.shape[1] * scale, picture.shape[0] * scale), Image.Resampling.BICUBIC)
-    pen, line = ImageDraw.Draw(image), max(2, max(image.size) // 250)
-    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), max(12, max(image.size) // 38))
+    "The image with boxes, names and scores; a colour for each class."
+    scale = max(1, math.ceil(least_side / max(image.shape[:2])))
+    canvas = Image.fromarray(image).resize((image.shape[1] * scale, image.shape[0] * scale), Image.Resampling.BICUBIC)
+    pen, line = ImageDraw.Draw(canvas), max(2, max(canvas.size) // 250)
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), max(12, max(canvas.size) // 38))
     scores, labels = found.get("scores", [None] * len(found["labels"])), []
     for box, label, score in zip(found["boxes"], found["labels"], scores):                       # the most probable first
         box, colour = tuple(float(v) * scale for v in box), COLOURS[(int(label) - 1) % len(COLOURS)]
         name = classes[int(label) - 1] + ("" if score is None else f" {float(score):.2f}")
         width, height = pen.textbbox((0, 0), name, font)[2:]
         pen.rectangle(box, outline=colour, width=line)
-        labels.append((free_place(box, (width + 6, height + 4), image.size, [place for place, *_ in labels]), name, colour))
+        labels.append((free_place(box, (width + 6, height + 4), canvas.size, [place for place, *_ in labels]), name, colour))
     for place, name, colour in labels:                                                           # on top of all boxes
         pen.rectangle(place, fill=colour)
         pen.text((place[0] + 3, place[1] + 1), name, "white", font)
-    return np.asarray(image)
+    return np.asarray(canvas)
 
 # %% ../nbs/15_detection.ipynb #e09fa8fc
 COLOURS = ("#c1272d", "#0071bc", "#00803c", "#93278f", "#b35900", "#00757f", "#7a5230", "#c2185b", "#4a4a8a", "#556b00")
@@ -258,10 +258,10 @@ COLOURS = ("#c1272d", "#0071bc", "#00803c", "#93278f", "#b35900", "#00757f", "#7
 # %% ../nbs/15_detection.ipynb #1752fa6a
 @dataclass
 class Detector:
-    "A trained detector, from pictures of any size to boxes in their pixels."
+    "A trained detector, from images of any size to boxes in their pixels."
     model: nn.Module
     classes: list[str]      # K names
-    size: int               # side of the pictures that the model takes
+    size: int               # side of the images that the model takes
     name: str               # in `networks`
     arguments: dict         # of that function
     threshold: float = 0.5  # detections that are less probable are not shown
@@ -272,7 +272,7 @@ class Detector:
         images: Sequence[np.ndarray],  # uint8 [H, W, 3], of any sizes
         least: float = 0.01,           # the lowest probability of a detection, 0..1
     ) -> list[dict]:                   # for each: boxes float32 [M, 4], x1 y1 x2 y2 in its pixels, labels [M] from 1, scores [M]
-        "What is where, most probable first; at most 100 detections of a picture."
+        "What is where, most probable first; at most 100 detections of an image."
         found = []
         for start in range(0, len(images), 8):
             part = images[start:start + 8]
@@ -282,7 +282,7 @@ class Detector:
 
     @property
     def anchors(self) -> Tensor:
-        "Those of the model, [A, 4] in pixels of its pictures."
+        "Those of the model, [A, 4] in pixels of its images."
         return self._answers(np.zeros((1, self.size, self.size, 3), np.uint8))["anchors"]
 
     def _answers(self, images):  # uint8 [B, S, S, 3]
@@ -315,10 +315,10 @@ formats["detector"] = Detector.load
 
 def enlarged(
     found: dict,             # of `detections`, in pixels of a square
-    shape: tuple[int, int],  # height and width of the picture
+    shape: tuple[int, int],  # height and width of the image
     size: int,               # side of the square
 ) -> dict:
-    "The same in pixels of the picture."
+    "The same in pixels of the image."
     height, width = shape
     return dict(found, boxes=found["boxes"] * torch.tensor([width, height, width, height]) / size)
 
@@ -327,7 +327,7 @@ KINDS = ("right", "duplicate", "class", "location", "background")  # of detectio
 
 # %% ../nbs/15_detection.ipynb #dd18778a
 def sort_detections(
-    found: dict,           # boxes [M, 4], labels [M], scores [M] of one picture
+    found: dict,           # boxes [M, 4], labels [M], scores [M] of one image
     target: dict,          # boxes [N, 4], labels [N], perhaps difficult [N]
     enough: float = 0.5,   # the least IoU of a right box
     near: float = 0.1,     # the least IoU of a box that means an object but misses it
@@ -357,7 +357,7 @@ def sort_detections(
 
 # %% ../nbs/15_detection.ipynb #eb9cb779
 def best_threshold(
-    found: Sequence[dict],    # detections of each picture
+    found: Sequence[dict],    # detections of each image
     targets: Sequence[dict],
 ) -> float:
     "The score from which on detections are right most often for how many objects they find: the highest F1. 0.5 without objects."
@@ -402,10 +402,10 @@ def learn_detector(
 def train_detector(
     name: str,                      # in `networks`
     splits: Splits,                 # of a detection task
-    input_size: int = 320,          # side of the pictures that the detector sees, in pixels
+    input_size: int = 320,          # side of the images that the detector sees, in pixels
     device: str = "auto",           # cpu, cuda, mps, or auto: the best there is
     resume: bool = False,           # go on with an unfinished run
-    with_valid: bool = False,       # learn from the validation pictures too: then nothing is left to choose by
+    with_valid: bool = False,       # learn from the validation images too: then nothing is left to choose by
     folder: Path | None = None,     # for checkpoints and TensorBoard's files
     **options,                      # of the network, of how it learns, and of the recipe
 ) -> Detector:
@@ -440,7 +440,7 @@ def ssd(
     pyramid: int = 128,              # channels of a feature pyramid; 0: none
     finest: int = 8,                 # pixels per cell of the first map: 8, 16 or 32
     width: int = 128,                # channels of the maps behind the backbone
-    smallest: float = 0.07,          # scale of the first map's anchors, as a share of the picture's side
+    smallest: float = 0.07,          # scale of the first map's anchors, as a share of the image's side
     largest: float = 0.9,            # of the last map's
 ) -> nn.Module:
     "A published backbone and the head of a single shot detector: boxes and classes."
@@ -448,7 +448,7 @@ def ssd(
 
 # %% ../nbs/15_detection.ipynb #66390fd5
 def ap50(
-    found: Sequence[dict],    # detections of each picture
+    found: Sequence[dict],    # detections of each image
     targets: Sequence[dict],
     enough: float = 0.5,      # the least IoU of a right box
 ) -> float:
@@ -470,30 +470,30 @@ MISTAKES = {  # what the numbers say if it was made: a change to the detections 
 # %% ../nbs/15_detection.ipynb #3767d922
 def diagnose(
     predictor: Detector,
-    pictures: Pictures,  # a split that the detector ought to do better on
+    dataset: Images,  # a split that the detector ought to do better on
 ) -> list[str]:          # most telling first; empty if nothing is suspicious
-    "Why a detector finds nothing, or the wrong things, in plain words: each reason is measured on these pictures."
-    found, targets = [], pictures.targets
-    for i in range(len(pictures)): found += predictor.detect([pictures.read(i)], least=0.0)
+    "Why a detector finds nothing, or the wrong things, in plain words: each reason is measured on these images."
+    found, targets = [], dataset.targets
+    for i in range(len(dataset)): found += predictor.detect([dataset.read(i)], least=0.0)
     now = ap50(found, targets)
     reasons = [f"{what} (mAP@0.50 {now:.2f}, {then:.2f} without it)" for what, undo in MISTAKES.items()
                if (then := ap50([undo(one) for one in found], targets)) > max(2 * now, now + 0.1)]
     blind = lambda rows: [dict(row, labels=torch.ones_like(torch.as_tensor(row["labels"]))) for row in rows]
     if not reasons and (then := ap50(blind(found), blind(targets))) > max(2 * now, now + 0.2):
         reasons.append(f"the boxes are right, but not the classes (mAP@0.50 {now:.2f}, {then:.2f} if classes do not count): "
-                       "more pictures of each class, a longer training, or mixed-up names")
+                       "more images of each class, a longer training, or mixed-up names")
     if not reasons and (then := ap50(found, targets, 0.1)) > max(2 * now, now + 0.3):
         reasons.append(f"the detections are near the objects, but the boxes do not fit (mAP at an IoU of 0.1 {then:.2f}, of 0.5 "
-                       f"{now:.2f}): train longer, or look for anchors or a picture size that differ from training")
-    reasons += anchor_trouble(predictor, pictures) + score_trouble(predictor, found)
+                       f"{now:.2f}): train longer, or look for anchors or an image size that differ from training")
+    reasons += anchor_trouble(predictor, dataset) + score_trouble(predictor, found)
     if reasons or now >= 0.5: return reasons
-    return [f"no common mistake explains a mAP@0.50 of {now:.2f}: train longer or on more pictures, and see that the loss falls"]
+    return [f"no common mistake explains a mAP@0.50 of {now:.2f}: train longer or on more images, and see that the loss falls"]
 
 # %% ../nbs/15_detection.ipynb #b6c43f71
-def anchor_trouble(predictor: Detector, pictures: Pictures) -> list[str]:
-    "Objects that no anchor fits at this picture size."
-    boxes = torch.cat([torch.as_tensor(t["boxes"]) for t in squared(pictures, predictor.size).targets])
-    if not len(boxes): return ["there is no object in these pictures"]
+def anchor_trouble(predictor: Detector, dataset: Images) -> list[str]:
+    "Objects that no anchor fits at this image size."
+    boxes = torch.cat([torch.as_tensor(t["boxes"]) for t in squared(dataset, predictor.size).targets])
+    if not len(boxes): return ["there is no object in these images"]
     lost = torch.cat([iou(part, predictor.anchors).amax(1) for part in boxes.split(256)]) < 0.3     # [N]
     side = (boxes[lost, 2:] - boxes[lost, :2]).prod(1).sqrt()
     if lost.float().mean() < 0.1: return []
@@ -512,25 +512,25 @@ def score_trouble(predictor: Detector, found: Sequence[dict]) -> list[str]:
 @evaluators.register(DETECTION)
 def evaluate_detector(
     predictor: Detector,
-    pictures: Pictures,  # one split with the same classes
+    dataset: Images,  # one split with the same classes
 ) -> dict:
     """map (over IoU 0.5 to 0.95), map_50 and map_75; `per_class` with these and the objects; `errors`; `reasons`, if it
     is low; the time."""
-    if not len(pictures): raise CourseError("no pictures to evaluate on: this split is empty")
+    if not len(dataset): raise CourseError("no images to evaluate on: this split is empty")
     metric = Coco(extended_summary=True)
     errors, seconds = dict.fromkeys((*KINDS, "missed"), 0), 0.0
-    for start in progress(range(0, len(pictures), 8), "evaluating", unit="batch"):
-        numbers = range(start, min(start + 8, len(pictures)))
-        images, targets = [pictures.read(i) for i in numbers], [pictures.targets[i] for i in numbers]
+    for start in progress(range(0, len(dataset), 8), "evaluating", unit="batch"):
+        numbers = range(start, min(start + 8, len(dataset)))
+        images, targets = [dataset.read(i) for i in numbers], [dataset.targets[i] for i in numbers]
         began = time.perf_counter()
         found = predictor.detect(images)
         seconds += time.perf_counter() - began
         metric.update(found, as_truth(targets))
         count_errors(errors, found, targets, predictor.threshold)
-    scores = scores_of(precision_of(metric, len(pictures.classes)), pictures)
-    reasons = diagnose(predictor, pictures) if scores["map_50"] < 0.2 else []
-    return dict(scores, errors=errors, reasons=reasons, threshold=predictor.threshold, pictures=len(pictures), seconds=seconds,
-                pictures_per_second=len(pictures) / seconds)
+    scores = scores_of(precision_of(metric, len(dataset.classes)), dataset)
+    reasons = diagnose(predictor, dataset) if scores["map_50"] < 0.2 else []
+    return dict(scores, errors=errors, reasons=reasons, threshold=predictor.threshold, images=len(dataset), seconds=seconds,
+                images_per_second=len(dataset) / seconds)
 
 # %% ../nbs/15_detection.ipynb #9c6c2021
 def count_errors(
@@ -559,7 +559,7 @@ def precision_of(
     metric: Coco,  # with extended_summary
     classes: int,                  # K
 ) -> Tensor:                       # [10, 101, K]; -1 for classes without objects
-    "Precision at each IoU threshold from 0.5 to 0.95 and each recall from 0 to 1, with 100 detections a picture."
+    "Precision at each IoU threshold from 0.5 to 0.95 and each recall from 0 to 1, with 100 detections an image."
     values = metric.compute()
     precision = torch.full((10, 101, classes), -1.0)
     for k, label in enumerate(values["classes"].reshape(-1).tolist()):
@@ -569,16 +569,16 @@ def precision_of(
 # %% ../nbs/15_detection.ipynb #b2725697
 def scores_of(
     precision: Tensor,  # from `precision_of`
-    pictures: Pictures,
+    dataset: Images,
 ) -> dict:
     "map, map_50 and map_75, and the same for each class with the number of its objects."
     each = precision.mean(1)                                                          # [10, K]
     there = each[0] >= 0                                                              # [K]
-    if not there.any(): raise CourseError("nothing to find: these pictures show no objects, or all are marked as difficult")
-    count = np.bincount(np.concatenate([t["labels"] for t in pictures.targets]), minlength=len(pictures.classes) + 1)[1:]
+    if not there.any(): raise CourseError("nothing to find: these images show no objects, or all are marked as difficult")
+    count = np.bincount(np.concatenate([t["labels"] for t in dataset.targets]), minlength=len(dataset.classes) + 1)[1:]
     score = lambda k, *at: each[list(at) or slice(None), k].mean().item() if there[k] else None  # None: nothing to find
     own = {name: dict(map=score(k), map_50=score(k, 0), map_75=score(k, 5), objects=int(count[k]))
-           for k, name in enumerate(pictures.classes)}
+           for k, name in enumerate(dataset.classes)}
     over = dict(map=each[:, there], map_50=each[0, there], map_75=each[5, there])
     return {name: values.mean().item() for name, values in over.items()} | dict(per_class=own)
 
@@ -586,10 +586,10 @@ def scores_of(
 def learn_by_heart(
     model: str,       # in `models`
     splits: Splits,
-    n: int = 10,      # pictures
+    n: int = 10,      # images
     **options,        # of the model
 ) -> tuple[float, list[str]]:
-    "The first test of a detector: mAP@0.50 on the few pictures it was trained on, and what is wrong if that is not above 0.95."
+    "The first test of a detector: mAP@0.50 on the few images it was trained on, and what is wrong if that is not above 0.95."
     chosen = [i for i, target in enumerate(splits.train.targets) if len(target["boxes"])][:n]
     few = splits.train.subset(chosen)
     trained = models[model](replace(splits, train=few, valid=few), **{**options, "augment": ""})

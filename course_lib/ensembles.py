@@ -13,14 +13,14 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from .core import CourseError, Registry
-from .data import Pictures, Splits, pixels
+from .data import Images, Splits, pixels
 from .shallow import single_label
 from .train import History, Network, Recipe, extends, make_accelerator, network
 from .transfer import RAW, Backbone, Transfer, joined, learn_transfer, step
 
 # %% ../nbs/11_ensembles.ipynb #7e533d2a
 class Together(nn.Module):
-    "Several backbones side by side: pictures [B, 3, S, S], 0..1, to what each says, one behind the other, [B, width]."
+    "Several backbones side by side: images [B, 3, S, S], 0..1, to what each says, one behind the other, [B, width]."
     def __init__(self,
         backbones: list[Backbone],
     ):
@@ -37,14 +37,14 @@ class Together(nn.Module):
     def forward(self, images): return torch.cat([one(images) for one in self.backbones], 1)  # [B, width]
 
 
-joins = Registry("join")  # name -> function(backbones' names, classes, enlarge) that builds a model from pictures to logits
+joins = Registry("join")  # name -> function(backbones' names, classes, enlarge) that builds a model from images to logits
 
 # %% ../nbs/11_ensembles.ipynb #1d6f72a2
 @joins.register("logits")
 def at_logits(
     names: list[str],  # of backbones
     classes: int,      # K
-    enlarge: int,      # smaller pictures are enlarged to this side
+    enlarge: int,      # smaller images are enlarged to this side
 ) -> Transfer:
     "Published networks with their own heads, frozen, and one linear layer from all their logits to the classes."
     return Transfer(Together([Backbone(name, enlarge, whole=True) for name in names]), classes)
@@ -83,12 +83,12 @@ def regularized(
 
 # %% ../nbs/11_ensembles.ipynb #4f206e48
 class Voters(nn.Module):
-    "Trained networks that vote: pictures [B, 3, S, S], 0..1, to the logarithm of the mean of their probabilities, [B, K]."
+    "Trained networks that vote: images [B, 3, S, S], 0..1, to the logarithm of the mean of their probabilities, [B, K]."
     normalisation = RAW
     def __init__(self,
         names: list[str],  # of backbones
         classes: int,      # K
-        enlarge: int,      # smaller pictures are enlarged to this side
+        enlarge: int,      # smaller images are enlarged to this side
     ):
         super().__init__()
         self.members = nn.ModuleList(Transfer(Backbone(name, enlarge), classes) for name in names)
@@ -102,10 +102,10 @@ class Voters(nn.Module):
     def forward(self, images): return (self.opinions(images) + self.shares.log()[:, None, None]).logsumexp(0)
 
     def settle(self,
-        opinions: np.ndarray,  # [M, N, K], of pictures that no member has learnt from
+        opinions: np.ndarray,  # [M, N, K], of images that no member has learnt from
         targets: np.ndarray,   # [N] class numbers
     ) -> None:
-        "Find what is to be found on validation pictures: here nothing, all votes are equal."
+        "Find what is to be found on validation images: here nothing, all votes are equal."
 
 # %% ../nbs/11_ensembles.ipynb #248d136b
 class WeightedVoters(Voters):
@@ -124,7 +124,7 @@ class Stacked(Voters):
     def forward(self, images): return self.judge(self.opinions(images).transpose(0, 1).flatten(1))
 
     def settle(self, opinions, targets):
-        "The judge is a logistic regression. CourseError if the validation pictures show fewer than two classes."
+        "The judge is a logistic regression. CourseError if the validation images show fewer than two classes."
         weight, bias = judge(opinions, targets)
         self.judge.weight.data.copy_(torch.from_numpy(weight))
         self.judge.bias.data.copy_(torch.from_numpy(bias))
@@ -153,7 +153,7 @@ def judge(
 ) -> tuple[np.ndarray, np.ndarray]:
     "Weight [K, M * K] and bias [K] of a logistic regression. CourseError if all targets are the same."
     M, N, K = opinions.shape
-    if len(np.unique(targets)) < 2: raise CourseError("join=stack: the validation pictures show one class only, use join=vote")
+    if len(np.unique(targets)) < 2: raise CourseError("join=stack: the validation images show one class only, use join=vote")
     fitted = LogisticRegression(C=0.1, max_iter=2000).fit(opinions.transpose(1, 0, 2).reshape(N, -1), targets)
     weight, bias = np.zeros((K, M * K)), np.full(K, -30.0)  # a class that was never seen is never said
     rows = (fitted.coef_, fitted.intercept_) if len(fitted.classes_) > 2 else (
@@ -174,12 +174,12 @@ def learn_ensemble(
     device: str = "auto",
     **more,            # options of `learn_transfer`
 ) -> History:
-    "Train what is joined, then settle how. CourseError for several labels, or where there are no validation pictures."
+    "Train what is joined, then settle how. CourseError for several labels, or where there are no validation images."
     single_label(splits.task)
     if isinstance(model, Transfer):
         return learn_transfer(model, splits, recipe, input_size, task, folder, resume, device, **more | dict(strategy="frozen"))
     if not len(splits.valid) and type(model) is not Voters:
-        raise CourseError("this way of joining is settled on validation pictures, and there are none left: use join=vote, or "
+        raise CourseError("this way of joining is settled on validation images, and there are none left: use join=vote, or "
                           "learn without --with-valid")
     done = []
     for i, member in enumerate(model.members):
@@ -194,11 +194,11 @@ def learn_ensemble(
 # %% ../nbs/11_ensembles.ipynb #d0e70bc9
 def said_by(
     model: Voters,
-    pictures: Pictures,
-    input_size: int,     # side of the pictures in pixels
+    dataset: Images,
+    input_size: int,     # side of the images in pixels
 ) -> np.ndarray:         # [M, N, K]
     "The members' opinions on a split: the logarithms of their probabilities."
-    images, about = pixels(pictures, input_size), (pictures.classes, input_size, *RAW, "", {})
+    images, about = pixels(dataset, input_size), (dataset.classes, input_size, *RAW, "", {})
     own = [Network(member, *about).logits(images).log_softmax(1).clamp(min=-10) for member in model.members]
     return torch.stack(own).numpy()
 
@@ -208,7 +208,7 @@ def ensemble(
     classes: int,         # K
     members: str = "mobilenet_v2,timm:tf_efficientnet_lite0",  # backbones, joined by commas
     join: str = "vote",   # vote, weighted, stack; or logits, regularized: frozen, one head, which learns for head_epochs
-    enlarge: int = 128,   # smaller pictures are enlarged to this side
+    enlarge: int = 128,   # smaller images are enlarged to this side
 ) -> nn.Module:
     "Several published backbones that decide together."
     names = [name.strip() for name in members.split(",") if name.strip()]

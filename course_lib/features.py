@@ -24,20 +24,20 @@ from .core import CourseError, Registry, progress, within
 def checked(
     images: Tensor,  # [B, 3, H, W] or [B, 1, H, W], uint8 or float from 0 to 1
 ) -> Tensor:
-    "The same pictures as uint8, float32 or float64. CourseError for another type, shape or range."
+    "The same images as uint8, float32 or float64. CourseError for another type, shape or range."
     if not isinstance(images, Tensor):
-        raise CourseError(f"pictures must be a torch tensor, not {type(images).__name__}: use torch.as_tensor")
+        raise CourseError(f"images must be a torch tensor, not {type(images).__name__}: use torch.as_tensor")
     shape = list(images.shape)
     if len(shape) != 4 or shape[1] not in (1, 3):
         hint = "use .permute(0, 3, 1, 2)" if len(shape) == 4 and shape[3] in (1, 3) else "add or move dimensions"
-        raise CourseError(f"pictures must have the shape [B, 3, H, W] or [B, 1, H, W], not {shape}: {hint}")
-    if 0 in shape: raise CourseError(f"pictures of shape {shape} have no pixels: give at least one picture")
+        raise CourseError(f"images must have the shape [B, 3, H, W] or [B, 1, H, W], not {shape}: {hint}")
+    if 0 in shape: raise CourseError(f"images of shape {shape} have no pixels: give at least one image")
     if images.dtype == torch.uint8: return images
     if not images.is_floating_point():
-        raise CourseError(f"pictures must be uint8 or float, not {images.dtype}: use .to(torch.uint8)")
+        raise CourseError(f"images must be uint8 or float, not {images.dtype}: use .to(torch.uint8)")
     low, high = (value.item() for value in images.detach().aminmax())
     if not (low >= 0 and high <= 1):  # also true for NaN
-        raise CourseError(f"float pictures must lie within 0 and 1, not {low:.4g} and {high:.4g}: divide by 255")
+        raise CourseError(f"float images must lie within 0 and 1, not {low:.4g} and {high:.4g}: divide by 255")
     return images.detach() if images.dtype == torch.float64 else images.detach().float()
 
 # %% ../nbs/03_features.ipynb #c85a1917
@@ -90,7 +90,7 @@ def orientation_bins(
 
 
 @lru_cache(maxsize=16)
-def _byte_bins(orientations, device):  # the bin of every gradient that uint8 pictures can have, [511*511]
+def _byte_bins(orientations, device):  # the bin of every gradient that uint8 images can have, [511*511]
     down, right = torch.meshgrid(*[torch.arange(-255., 256, device=device)] * 2, indexing="ij")
     return orientation_bins(down, right, orientations).flatten()
 
@@ -141,7 +141,7 @@ def _keep_memory():  # once a large block was freed, glibc keeps freed blocks fo
 
 # %% ../nbs/03_features.ipynb #d5f98102
 def in_pieces(function):
-    "Make `function(images, ...)` check the pictures and work through the batch in pieces that fit a core's cache."
+    "Make `function(images, ...)` check the images and work through the batch in pieces that fit a core's cache."
     @wraps(function)
     def whole(images: Tensor, *args, **options) -> Tensor:
         threads = torch.get_num_threads()
@@ -170,12 +170,12 @@ def hog(
     """Histograms of oriented gradients, float32 [B, D] (after Dalal and Triggs 2005, section 6; L2-Hys).
 
     Equals `skimage.feature.hog` on the same array; unlike in the paper, a vote is not shared among neighbouring bins and
-    cells, and blocks have no Gaussian weights. CourseError if the pictures are smaller than one block."""
+    cells, and blocks have no Gaussian weights. CourseError if the images are smaller than one block."""
     cell, block = _pair(pixels_per_cell, "pixels_per_cell"), _pair(cells_per_block, "cells_per_block")
     height, width = cell[0] * block[0], cell[1] * block[1]
     if images.shape[2] < height or images.shape[3] < width:
-        raise CourseError(f"pictures of {images.shape[2]}x{images.shape[3]} pixels are smaller than one block "
-                          f"({height}x{width}): use larger pictures, smaller cells or fewer cells per block")
+        raise CourseError(f"images of {images.shape[2]}x{images.shape[3]} pixels are smaller than one block "
+                          f"({height}x{width}): use larger images, smaller cells or fewer cells per block")
     cells = cell_histograms(images, _whole(orientations, "orientations", 180), cell)
     return normalize_blocks(cells, block).flatten(1)
 
@@ -207,7 +207,7 @@ def _lbp_table(points, method): return lbp_names(torch.arange(2**points), points
 def levels(
     images: Tensor,  # [B, C, H, W], uint8 or float from 0 to 1
 ) -> Tensor:
-    "The pictures as whole levels from 0 to 255, [B, C, H, W] uint8."
+    "The images as whole levels from 0 to 255, [B, C, H, W] uint8."
     images = checked(images)
     return images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
 
@@ -254,7 +254,7 @@ def lbp(
 ) -> Tensor:
     """Local binary patterns, [B, H, W] int64 (Ojala, Pietikäinen and Mäenpää 2002): what surrounds each pixel.
 
-    Equals `skimage.feature.local_binary_pattern` on the same grey picture, code for code."""
+    Equals `skimage.feature.local_binary_pattern` on the same grey image, code for code."""
     if method not in ("default", "ror", "uniform", "nri_uniform"):
         raise CourseError(f"unknown LBP method {method!r}: choose from default, ror, uniform, nri_uniform")
     points = _whole(points, "points", 24)
@@ -273,12 +273,12 @@ def lbp(
 def grid_histogram(
     bins: Tensor,   # [B, C, H, W], whole numbers from 0 to n - 1
     n: int,         # how many bins
-    cells: int,     # the picture is cut into cells x cells parts
+    cells: int,     # the image is cut into cells x cells parts
 ) -> Tensor:
     "The share of each bin in each part, [B, cells*cells*C*n] float32. CourseError if there are more parts than pixels."
     count, channels, height, width = bins.shape
     if _whole(cells, "cells") > min(height, width):
-        raise CourseError(f"pictures of {height}x{width} pixels cannot be cut into {cells}x{cells} parts: use fewer")
+        raise CourseError(f"images of {height}x{width} pixels cannot be cut into {cells}x{cells} parts: use fewer")
     row, column = (torch.arange(size, device=bins.device) * cells // size for size in (height, width))
     part = row[:, None] * cells + column                                   # [H, W]
     channel = torch.arange(channels, device=bins.device).view(-1, 1, 1)    # [C, 1, 1]
@@ -296,7 +296,7 @@ def lbp_histogram(
     points: int = 8,    # neighbours on the circle
     radius: float = 1,  # of the circle, in pixels
     method: str = "uniform",  # 'default', 'ror', 'uniform' or 'nri_uniform', as in `lbp`
-    cells: int = 4,     # the picture is cut into cells x cells parts
+    cells: int = 4,     # the image is cut into cells x cells parts
 ) -> Tensor:
     "The share of each local binary pattern in each part, float32 [B, D] (Ahonen, Hadid and Pietikäinen 2006)."
     codes = lbp(images, points, radius, method).unsqueeze(1)  # [B, 1, H, W]
@@ -312,7 +312,7 @@ def lbp_histogram(
 def color_histogram(
     images: Tensor,  # [B, 3, H, W] or [B, 1, H, W], uint8 or float from 0 to 1
     bins: int = 8,   # per channel, at most 256
-    cells: int = 2,  # the picture is cut into cells x cells parts
+    cells: int = 2,  # the image is cut into cells x cells parts
 ) -> Tensor:
     "The share of each range of levels in each part and channel, float32 [B, D] (after Swain and Ballard 1991)."
     return grid_histogram(levels(images).int() * _whole(bins, "bins", 256) >> 8, bins, cells)
@@ -342,47 +342,47 @@ def extract(
 
 # %% ../nbs/03_features.ipynb #7d0a5a97
 class Features(TransformerMixin, BaseEstimator):
-    """First step of a scikit-learn pipeline: uint8 pictures [N, H, W, 3] in, float32 features [N, D] out.
+    """First step of a scikit-learn pipeline: uint8 images [N, H, W, 3] in, float32 features [N, D] out.
 
     Reads memory-mapped arrays chunk by chunk. All parameters are plain values, so skops can save it."""
     def __init__(self,
         names: tuple[str, ...] = ("hog", "lbp", "color"),  # which features, in this order
         options: dict[str, dict] | None = None,  # for each feature: {"hog": {"orientations": 12}}
-        chunk: int = 1024,    # pictures in memory at a time
+        chunk: int = 1024,    # images in memory at a time
         device: str = "cpu",  # where to compute
     ):
         self.names, self.options, self.chunk, self.device = names, options, chunk, device
 
-    def _tensor(self, pictures):  # uint8 [N, H, W, 3] -> uint8 [N, 3, H, W] on the device
-        pictures = np.array(pictures)  # a copy: torch does not take a read-only memory map
-        if pictures.ndim != 4 or pictures.shape[3] not in (1, 3) or pictures.dtype != np.uint8:
-            raise CourseError(f"pictures must be uint8 [N, H, W, 3], not {pictures.dtype} {list(pictures.shape)}")
-        return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous().to(self.device)
+    def _tensor(self, images):  # uint8 [N, H, W, 3] -> uint8 [N, 3, H, W] on the device
+        images = np.array(images)  # a copy: torch does not take a read-only memory map
+        if images.ndim != 4 or images.shape[3] not in (1, 3) or images.dtype != np.uint8:
+            raise CourseError(f"images must be uint8 [N, H, W, 3], not {images.dtype} {list(images.shape)}")
+        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(self.device)
 
     def fit(self,
-        pictures: np.ndarray,  # uint8 [N, H, W, 3]
+        images: np.ndarray,  # uint8 [N, H, W, 3]
         y=None,  # not used
     ) -> "Features":
-        "Remember the size of the pictures, and how many columns each feature takes."
-        if len(pictures) == 0: raise CourseError("no pictures to fit on: give at least one")
-        first, names = self._tensor(pictures[:1]), [self.names] if isinstance(self.names, str) else self.names
+        "Remember the size of the images, and how many columns each feature takes."
+        if len(images) == 0: raise CourseError("no images to fit on: give at least one")
+        first, names = self._tensor(images[:1]), [self.names] if isinstance(self.names, str) else self.names
         chosen = _chosen(names, self.options or {})
         self.shape_ = list(first.shape[1:])  # [3, H, W]
         self.widths_ = {name: f(first, **options).shape[1] for name, (f, options) in zip(names, chosen)}
         return self
 
     def transform(self,
-        pictures: np.ndarray,  # uint8 [N, H, W, 3], of the size seen in `fit`; may be memory-mapped
+        images: np.ndarray,  # uint8 [N, H, W, 3], of the size seen in `fit`; may be memory-mapped
     ) -> np.ndarray:
         "The features, float32 [N, D]."
         check_is_fitted(self)
         within(1, 1e9, chunk=self.chunk)
-        out = np.empty((len(pictures), sum(self.widths_.values())), np.float32)
-        for start in progress(range(0, len(pictures), self.chunk), "features", unit="chunk"):
-            images = self._tensor(pictures[start:start + self.chunk])  # [B, 3, H, W]
-            if list(images.shape[1:]) != self.shape_:
-                raise CourseError(f"fitted on pictures {self.shape_}, not {list(images.shape[1:])}: resize them")
-            out[start:start + self.chunk] = extract(images, self.names, **self.options or {}).cpu().numpy()
+        out = np.empty((len(images), sum(self.widths_.values())), np.float32)
+        for start in progress(range(0, len(images), self.chunk), "features", unit="chunk"):
+            batch = self._tensor(images[start:start + self.chunk])  # [B, 3, H, W]
+            if list(batch.shape[1:]) != self.shape_:
+                raise CourseError(f"fitted on images {self.shape_}, not {list(batch.shape[1:])}: resize them")
+            out[start:start + self.chunk] = extract(batch, self.names, **self.options or {}).cpu().numpy()
         return out
 
     def get_feature_groups(self) -> dict[str, slice]:

@@ -32,7 +32,7 @@ class Cut(NamedTuple):
     "A network in pieces."
     parts: list[nn.Sequential]  # each takes the map of the one before: two of the MobileNet, four extra ones
     classifier: nn.Sequential   # MobileNet's own head
-    mean: tuple                 # of each channel, 0..1: how its pictures are prepared
+    mean: tuple                 # of each channel, 0..1: how its images are prepared
     std: tuple
     known: int                  # so many parts have published weights, counted from the first
 
@@ -74,13 +74,13 @@ def coco_detector() -> nn.Module:
 
 # %% ../nbs/12_hybrid.ipynb #ea0c06c5
 class MultiScale(nn.Module):
-    """The trunk of a detector: pictures [B, 3, S, S], 0..1, to the means of its maps, side by side, [B, width].
+    """The trunk of a detector: images [B, 3, S, S], 0..1, to the means of its maps, side by side, [B, width].
 
     Its weights are random until `load`. Its normalisation is a part of it. Blocks can be checkpointed: see `recomputed`."""
     def __init__(self,
         name: str,                     # as for `cut`
         scales: tuple = tuple(range(SCALES)),  # which maps to use, 0 (the finest) to 5, in rising order
-        enlarge: int = 320,            # smaller pictures are enlarged to this side
+        enlarge: int = 320,            # smaller images are enlarged to this side
         checkpointing: bool = False,   # in training, keep only what enters a block, and compute the rest twice
     ):
         super().__init__()
@@ -173,12 +173,12 @@ class Bridge(nn.Module):
 
 # %% ../nbs/12_hybrid.ipynb #1806b5a2
 class HybridModel(Transfer):
-    "A detector's scales, a bridge, and MobileNet's classifier: pictures [B, 3, S, S], 0..1, to logits [B, K]."
+    "A detector's scales, a bridge, and MobileNet's classifier: images [B, 3, S, S], 0..1, to logits [B, K]."
     def __init__(self,
         num_classes: int,               # K
         backbone: str = "mobilenet_v2", # as for `cut`
         scales: tuple = tuple(range(SCALES)),  # as for `MultiScale`
-        enlarge: int = 320,             # smaller pictures are enlarged to this side
+        enlarge: int = 320,             # smaller images are enlarged to this side
         checkpointing: bool = False,    # less memory in training, more time
     ):
         super().__init__(MultiScale(backbone, scales, enlarge, checkpointing), num_classes)
@@ -209,7 +209,7 @@ def learn_hybrid(
     weights: str = "published",  # published, or none: random ones
     stage_decay: float = 0.9,    # learning rate of a stage, as a share of that of the next
 ) -> History:
-    "Train a model. CourseError if weights cannot be got, or if a step would see a single picture."
+    "Train a model. CourseError if weights cannot be got, or if a step would see a single image."
     if weights not in ("published", "none"): raise CourseError(f"weights={weights}: use published or none")
     groups = stages(model.backbone)
     plan, task = phases(strategy, len(groups), recipe.epochs), task or make_task(model, splits, input_size, recipe)
@@ -228,7 +228,7 @@ def begin(
     recipe: Recipe,
     device: str,
 ) -> None:
-    "Published weights, and statistics of up to 250 training pictures for what has none."
+    "Published weights, and statistics of up to 250 training images for what has none."
     if weights == "published": getattr(model, "load", model.backbone.load)()
     if not hasattr(model.backbone, "listen") or not len(splits.train): return
     model.backbone.to(make_accelerator(recipe, device).device)
@@ -237,14 +237,14 @@ def begin(
 
 # %% ../nbs/12_hybrid.ipynb #69adcccf
 def refuse_single(
-    n: int,  # training pictures
+    n: int,  # training images
     recipe: Recipe,
 ) -> None:
-    "CourseError if some part of a batch would be a single picture: a map of one place then has no deviation."
+    "CourseError if some part of a batch would be a single image: a map of one place then has no deviation."
     steps = -(-n // recipe.batch_size)
     if not n or n // steps // recipe.accumulate >= 2: return
-    raise CourseError(f"{n} pictures in batches of {recipe.batch_size} and {recipe.accumulate} part(s): batch normalisation "
-                      "needs two pictures or more at a time: use larger batches, less accumulation, or --strategy frozen")
+    raise CourseError(f"{n} images in batches of {recipe.batch_size} and {recipe.accumulate} part(s): batch normalisation "
+                      "needs two images or more at a time: use larger batches, less accumulation, or --strategy frozen")
 
 
 @network("hybrid", learn_hybrid, epochs=10, batch_size=32, learning_rate=0.001, clip=1.0)
@@ -252,7 +252,7 @@ def hybrid(
     classes: int,                    # K
     backbone: str = "mobilenet_v2",  # mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small, ssdlite320_mobilenet_v3_large
     scales: str = "0,1,2,3,4,5",     # of the detector's maps, joined by commas; 0 is the finest
-    enlarge: int = 320,              # smaller pictures are enlarged to this side
+    enlarge: int = 320,              # smaller images are enlarged to this side
     checkpointing: bool = False,     # less memory in training, more time
 ) -> nn.Module:
     "The scales of a detector, a bridge, and MobileNet's classifier."
@@ -269,11 +269,11 @@ def chosen_scales(
 
 # %% ../nbs/12_hybrid.ipynb #10e33be9
 class DetectorClassifier(Transfer):
-    "A detector's own class scores, of all anchors at all scales: pictures [B, 3, S, S], 0..1, to logits [B, K]."
+    "A detector's own class scores, of all anchors at all scales: images [B, 3, S, S], 0..1, to logits [B, K]."
     def __init__(self,
         num_classes: int,                # K
         backbone: str = "mobilenet_v2",  # as for `cut`
-        enlarge: int = 320,              # smaller pictures are enlarged to this side
+        enlarge: int = 320,              # smaller images are enlarged to this side
         surest: bool = False,            # for each class the surest anchor decides; otherwise the mean of all
     ):
         super().__init__(MultiScale(backbone, enlarge=enlarge), num_classes)

@@ -52,7 +52,7 @@ class Identity(nn.Module):
 class Whiten(nn.Conv2d):
     """Patches of 2 x 2 pixels, along each direction in which they vary and against it: [B, 3, S, S] to [B, 24, S-1, S-1].
 
-    The filters are computed from pictures by `look`, which `fit` calls, and not trained; the biases are."""
+    The filters are computed from images by `look`, which `fit` calls, and not trained; the biases are."""
     def __init__(self):
         super().__init__(3, 24, 2)
         self.weight.requires_grad = False
@@ -82,7 +82,7 @@ def classifier(
     inputs: int,   # channels
     classes: int,  # K
 ) -> nn.Sequential:
-    "[B, C, S, S] to logits [B, K]: the maximum over the picture, since what decides may be in one place."
+    "[B, C, S, S] to logits [B, K]: the maximum over the image, since what decides may be in one place."
     return nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
 
 
@@ -140,7 +140,7 @@ def densenet(
     size: str = "base",  # small, base or large: 32, 64 or 96 channels after the first convolution
     layers: int = 4,     # in each of three dense blocks
 ) -> nn.Module:
-    "Dense blocks, in which every layer sees all before it, with transitions that halve the picture and the channels."
+    "Dense blocks, in which every layer sees all before it, with transitions that halve the image and the channels."
     within(1, 100, layers=layers)
     w = of_size(size, WIDTHS)
     growth, parts, inputs = w // 2, [stem(w)], w
@@ -155,7 +155,7 @@ def densenet(
 # %% ../nbs/07_modern.ipynb #cb8c056f
 class Excitation(nn.Module):
     """Squeeze-and-excitation (Hu et al. 2018): each channel times a number from 0 to 1 that depends on the averages of
-    all channels over the picture. [B, C, S, S] to the same shape."""
+    all channels over the image. [B, C, S, S] to the same shape."""
     def __init__(self,
         channels: int,
         ratio: int = 8,  # channels per hidden unit

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, f1_score, hamming_loss
 from torch import Tensor, nn
 from .core import CourseError, Registry, evaluators
-from .data import MULTI, Pictures, Splits
+from .data import MULTI, Images, Splits
 from .shallow import class_scores, predicted
 from .train import History, Network, Recipe, extends, make_task, network
 from .transfer import Transfer, learn_transfer, transfer
@@ -27,9 +27,9 @@ losses = Registry("loss")  # name -> function(logits [B, K], targets [B, K], sha
 def bce(
     logits: Tensor,   # [B, K]
     targets: Tensor,  # [B, K], 0..1
-    share: Tensor,    # of the training pictures with each class, [K], 0..1
+    share: Tensor,    # of the training images with each class, [K], 0..1
 ) -> Tensor:
-    "Binary cross entropy (Bishop 2006, equation 4.90), the mean over pictures and classes."
+    "Binary cross entropy (Bishop 2006, equation 4.90), the mean over images and classes."
     return F.binary_cross_entropy_with_logits(logits, targets)
 
 
@@ -40,7 +40,7 @@ def weighted(
     share: Tensor,
     most: float = 20.0,  # the largest weight
 ) -> Tensor:
-    "The same, a yes weighing as much more as there are more pictures without the class (King and Zeng 2001, section 4)."
+    "The same, a yes weighing as much more as there are more images without the class (King and Zeng 2001, section 4)."
     weight = ((1 - share) / share.clamp(min=1e-6)).clamp(max=most)                             # [K]
     return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight.to(logits))
 
@@ -53,7 +53,7 @@ def focal(
     gamma: float = 2.0,          # 0: cross entropy
     alpha: float | None = None,  # weight of a yes; that of a no is 1 - alpha; None: both weigh 1
 ) -> Tensor:
-    "Focal loss, -alpha_t (1 - p_t)^gamma log(p_t), the mean over pictures and classes (Lin et al. 2017, equation 5)."
+    "Focal loss, -alpha_t (1 - p_t)^gamma log(p_t), the mean over images and classes (Lin et al. 2017, equation 5)."
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")            # [B, K], -log(p_t)
     p = logits.sigmoid()
     wrong = p * (1 - targets) + (1 - p) * targets                                              # 1 - p_t
@@ -69,7 +69,7 @@ def label_scores(
 ) -> dict:
     """`map`, macro `precision`, `recall` and `f1`, `micro_f1`, `hamming_loss`, `subset_accuracy`, and `per_class`.
 
-    A class that no picture has counts as 0 in the means of precision, recall and f1; it is left out of `map`."""
+    A class that no image has counts as 0 in the means of precision, recall and f1; it is left out of `map`."""
     said, truth = probabilities >= np.broadcast_to(thresholds, len(classes)), truth.astype(int)
     own = class_scores(truth, said.astype(int), classes)
     average = [average_precision_score(t, p) if t.any() else float("nan") for t, p in zip(truth.T, probabilities.T)]
@@ -82,7 +82,7 @@ def label_scores(
 
 # %% ../nbs/10_multilabel.ipynb #a4eade64
 def best_thresholds(
-    truth: np.ndarray,          # [N, K] of 0 and 1: of pictures that the model has not learnt from
+    truth: np.ndarray,          # [N, K] of 0 and 1: of images that the model has not learnt from
     probabilities: np.ndarray,  # [N, K], 0..1
 ) -> np.ndarray:                # [K]
     "For each class the threshold with the highest F1 (Lipton et al. 2014, section 4); 0.5 where all answers are the same."
@@ -117,9 +117,9 @@ def learn_multilabel(
     loss: str = "bce",  # bce; weighted, for rare classes; or focal
     **more,             # options of `learn_transfer`
 ) -> History:
-    "As `learn_transfer`, with a loss of its own. CourseError for data with one label per picture."
+    "As `learn_transfer`, with a loss of its own. CourseError for data with one label per image."
     if splits.task != MULTI:
-        raise CourseError(f"multilabel needs several labels per picture, not {splits.task} data: a labels.csv, or boxes with "
+        raise CourseError(f"multilabel needs several labels per image, not {splits.task} data: a labels.csv, or boxes with "
                           "'?view=multi' behind the path; `course train transfer` is for one label")
     task = task or make_task(model, splits, input_size, recipe)
     task.criterion = partial(losses[loss], share=torch.tensor(np.mean(splits.train.targets, 0)))
@@ -131,7 +131,7 @@ def find_thresholds(
     splits: Splits,
 ) -> None:
     "Give a network the thresholds with the best F1 on the validation split, which it has not learnt from."
-    if not len(splits.valid): print("no validation pictures: every threshold stays at 0.5")
+    if not len(splits.valid): print("no validation images: every threshold stays at 0.5")
     else:
         probabilities, _ = predicted(trained, splits.valid)
         trained.thresholds = tuple(best_thresholds(np.array(splits.valid.targets), probabilities).tolist())
@@ -140,19 +140,19 @@ def find_thresholds(
 @evaluators.register(MULTI)
 def evaluate_labels(
     predictor,           # has `classes`, `size`, `thresholds` and `predict_proba(uint8 [B, size, size, 3])`
-    pictures: Pictures,  # one split of a multi-label task with the same classes
+    dataset: Images,  # one split of a multi-label task with the same classes
 ) -> dict:
     "What `label_scores` says at the model's own thresholds, and the time of prediction."
-    probabilities, seconds = predicted(predictor, pictures)
-    scores = label_scores(np.array(pictures.targets), probabilities, predictor.thresholds, pictures.classes)
-    return scores | dict(pictures=len(pictures), seconds=seconds, pictures_per_second=len(pictures) / seconds)
+    probabilities, seconds = predicted(predictor, dataset)
+    scores = label_scores(np.array(dataset.targets), probabilities, predictor.thresholds, dataset.classes)
+    return scores | dict(images=len(dataset), seconds=seconds, images_per_second=len(dataset) / seconds)
 
 # %% ../nbs/10_multilabel.ipynb #aecbc051
 @network("multilabel", learn_multilabel, find_thresholds, epochs=10, batch_size=32, learning_rate=0.001, clip=1.0)
 def multilabel(
     classes: int,                    # K
     backbone: str = "mobilenet_v2",  # any of torchvision's classifiers with a linear layer at its end, or timm:NAME
-    enlarge: int = 128,              # smaller pictures are enlarged to this side
+    enlarge: int = 128,              # smaller images are enlarged to this side
 ) -> nn.Module:
     "A published backbone that names all classes it sees, each above a threshold of its own."
     return transfer(classes, backbone, enlarge)

@@ -398,10 +398,10 @@ def leaderboard_figure(
 def records(
     folder: Path,  # with files of `record_runs`; others are passed over
 ) -> str:
-    "What was recorded on real pictures, a row for each model and its options: test scores, mean and deviation over seeds."
+    "What was recorded on real images, a row for each model and its options: test scores, mean and deviation over seeds."
     flag = lambda name, value: f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
     command = lambda run: " ".join([run["model"], *(flag(*option) for option in run["options"].items())])
-    table = [("pictures", "score", "mean ± sd", "seeds", "minutes", "course train")]
+    table = [("images", "score", "mean ± sd", "seeds", "minutes", "course train")]
     for path in sorted(Path(folder).glob("*.json")):
         stored = json.loads(path.read_text(encoding="utf-8"))
         runs = stored.get("runs", []) if isinstance(stored, dict) else []
@@ -485,7 +485,7 @@ _PRIVATE = re.compile(r"(?<![\w.])/(?:home|root|Users|tmp|work|private|var|opt|m
 def blemishes(
     nb: dict,  # an executed notebook
 ) -> list[str]:
-    "One line for each output that should not be published: errors, stderr, private paths, pictures without words."
+    "One line for each output that should not be published: errors, stderr, private paths, images without words."
     lines = []
     for number, cell in enumerate(code_cells(nb), 1):
         for output in cell["outputs"]:
@@ -496,7 +496,7 @@ def blemishes(
             words = "\n".join("".join(text) for text in texts)
             if found := _PRIVATE.search(words): lines.append(f"cell [{number}]: shows {found[0][:80]}")
             if "image/png" in data and not output.get("metadata", {}).get("image/png", {}).get("alt"):
-                lines.append(f"cell [{number}]: has a picture without alt text; show it with `alt(fig, text)`")
+                lines.append(f"cell [{number}]: has an image without alt text; show it with `alt(fig, text)`")
     return lines
 
 # %% ../nbs/90_notebooks.ipynb #1d25e1c6
@@ -536,7 +536,7 @@ def _publish(results):
 
 
 def _publish_figures(path):
-    "Write the pictures of the cells that are tagged `figure` to figures/."
+    "Write the images of the cells that are tagged `figure` to figures/."
     for cell in code_cells(read(path)):
         found = [output["data"]["image/png"] for output in cell["outputs"] if "image/png" in output.get("data", {})]
         if "figure" in cell["metadata"].get("tags", []) and found:

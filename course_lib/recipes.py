@@ -24,10 +24,10 @@ def in_groups(
     images: Tensor,              # uint8 [B, 3, S, S]
     change,                      # a transform of torchvision, which treats a batch all alike
     dice: torch.Generator,
-    size: int = 8,               # pictures that are changed alike
+    size: int = 8,               # images that are changed alike
 ) -> Tensor:
     "Change a batch group by group. What torchvision draws follows from `dice` alone."
-    if images.dtype != torch.uint8: raise CourseError("this augmentation needs pictures of bytes: put mixup last")
+    if images.dtype != torch.uint8: raise CourseError("this augmentation needs images of bytes: put mixup last")
     word = int(torch.randint(2**31, (1,), generator=dice))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(word)
@@ -52,7 +52,7 @@ def partners(
     classes: int,     # K
     alpha: float,     # of the Beta(alpha, alpha) that the share is drawn from
 ) -> tuple[Tensor, Tensor, float]:
-    "An order of the batch to mix it with, the targets as probabilities [B, K], and the share of the first picture."
+    "An order of the batch to mix it with, the targets as probabilities [B, K], and the share of the first image."
     probabilities = targets.float() if targets.ndim == 2 else F.one_hot(targets, classes).float()
     order = torch.randperm(len(targets), generator=dice).to(targets.device)
     numbers = np.random.default_rng(int(torch.randint(2**31, (1,), generator=dice)))
@@ -61,7 +61,7 @@ def partners(
 
 @augmentations.register("mixup")
 def mixup(images, targets, dice, classes):
-    "Two pictures blended, and their answers (Zhang et al. 2018, with alpha = 0.2)."
+    "Two images blended, and their answers (Zhang et al. 2018, with alpha = 0.2)."
     order, answers, own = partners(targets, dice, classes, 0.2)
     images = images.float()
     return images.lerp(images[order], 1 - own), answers.lerp(answers[order], 1 - own)
@@ -69,7 +69,7 @@ def mixup(images, targets, dice, classes):
 # %% ../nbs/08_recipes.ipynb #9d5c90e0
 @augmentations.register("cutmix")
 def cutmix(images, targets, dice, classes):
-    "A rectangle of one picture in another, and the answers in proportion to the areas (Yun et al. 2019, with alpha = 1)."
+    "A rectangle of one image in another, and the answers in proportion to the areas (Yun et al. 2019, with alpha = 1)."
     order, answers, own = partners(targets, dice, classes, 1.0)
     height, width = images.shape[2:]
     middle, half = torch.rand(2, generator=dice), math.sqrt(1 - own) / 2
@@ -83,7 +83,7 @@ def cutmix(images, targets, dice, classes):
 
 @augmentations.register("cutout")
 def cutout(images, targets, dice, classes):
-    "A grey square of half the side at a random place of each picture (DeVries and Taylor 2017)."
+    "A grey square of half the side at a random place of each image (DeVries and Taylor 2017)."
     b, _, height, width = images.shape
     place = torch.rand(2, b, 1, generator=dice)
     inside = lambda n, at: ((torch.arange(n) + 0.5 - at * n).abs() < n / 4)         # [B, n]
@@ -111,7 +111,7 @@ class Group(nn.Module):
 
 # %% ../nbs/08_recipes.ipynb #9e40fb3b
 class SpeedNet(nn.Module):
-    "The network of airbench94 (Jordan 2024, section 3), for pictures of 16 pixels or more: [B, 3, S, S] to [B, K]."
+    "The network of airbench94 (Jordan 2024, section 3), for images of 16 pixels or more: [B, 3, S, S] to [B, K]."
     def __init__(self,
         classes: int,       # K
         widths: tuple,      # channels of the three groups
@@ -141,12 +141,12 @@ SPEED_WIDTHS = dict(small=(32, 128, 128), base=(64, 256, 256), large=(128, 384, 
 # %% ../nbs/08_recipes.ipynb #94451417
 def training_flops(
     model: nn.Module,
-    sides: list[int],  # of the pictures, epoch by epoch
-    pictures: int,     # in an epoch
+    sides: list[int],  # of the images, epoch by epoch
+    images: int,     # in an epoch
 ) -> float:
-    "Multiplications and additions of a training run, forwards and backwards, counted on two pictures per epoch."
+    "Multiplications and additions of a training run, forwards and backwards, counted on two images per epoch."
     model, total = deepcopy(model), 0.0
     for side in sides:
         with FlopCounterMode(display=False) as counter: model(torch.randn(2, 3, side, side)).sum().backward()
-        total += counter.get_total_flops() / 2 * pictures
+        total += counter.get_total_flops() / 2 * images
     return total

@@ -35,7 +35,7 @@ from threadpoolctl import threadpool_limits
 
 # %% ../nbs/04_shallow.ipynb #6b1a468e
 from .core import Bundle, CourseError, evaluators, formats, models, peak_memory, progress, save_bundle, versions, within
-from .data import DETECTION, SINGLE, Pictures, Splits, load, pixels, resize
+from .data import DETECTION, SINGLE, Images, Splits, load, pixels, resize
 from .features import Features
 
 # %% ../nbs/04_shallow.ipynb #280f4b41
@@ -110,11 +110,11 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
 class Landmarks(TransformerMixin, BaseEstimator):
     """Features whose dot product is the kernel exp(-gamma |a - b|^2): a linear SVM on them is an RBF SVM.
 
-    Exact if every training picture is a landmark; with fewer, Nystroem's approximation (Williams and Seeger 2001)."""
+    Exact if every training image is a landmark; with fewer, Nystroem's approximation (Williams and Seeger 2001)."""
     def __init__(self,
         gamma: float = 1.0,  # 1 / width of the kernel, squared
         count: int = 5000,   # landmarks at most
-        seed: int = 0,       # which pictures become landmarks, if not all
+        seed: int = 0,       # which images become landmarks, if not all
     ):
         self.gamma, self.count, self.seed = gamma, count, seed
 
@@ -140,7 +140,7 @@ class Landmarks(TransformerMixin, BaseEstimator):
 # %% ../nbs/04_shallow.ipynb #e24ef5d6
 def scores(
     model,      # a fitted classifier, or a pipeline that ends in one, whose classes are 0..K-1
-    X,          # what it takes: pictures or features, N of them
+    X,          # what it takes: images or features, N of them
     K: int,     # number of classes
 ) -> np.ndarray:
     "[N, K] scores: decision values, or the logarithm of probabilities. A class that was never seen gets the lowest."
@@ -151,7 +151,7 @@ def scores(
 
 
 def temperature(
-    scores: np.ndarray,   # [N, K], of pictures that the model was not trained on
+    scores: np.ndarray,   # [N, K], of images that the model was not trained on
     targets: np.ndarray,  # [N] class numbers
 ) -> float:
     "The T for which softmax(scores / T) gives the targets the highest likelihood (Guo et al. 2017). Keeps the ranking."
@@ -177,10 +177,10 @@ def reliability(
 # %% ../nbs/04_shallow.ipynb #5c870abf
 @dataclass
 class Shallow:
-    "A trained scikit-learn pipeline from pictures to classes, with calibrated probabilities."
+    "A trained scikit-learn pipeline from images to classes, with calibrated probabilities."
     pipeline: Pipeline          # uint8 [N, size, size, 3] -> scores
     classes: list[str]          # K names
-    size: int                   # side of the pictures it takes
+    size: int                   # side of the images it takes
     temperature: float = 1.0    # scores are divided by it before they become probabilities
     about: dict = field(default_factory=dict)  # how it was made, for the bundle
     task: str = SINGLE
@@ -190,7 +190,7 @@ class Shallow:
     ) -> np.ndarray:
         "Uncalibrated scores, [B, K]: an SVM's distances, the logarithm of a forest's votes."
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-            raise CourseError(f"pictures must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
+            raise CourseError(f"images must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
         if not len(images): return np.zeros((0, len(self.classes)))
         if images.shape[1:3] != (self.size, self.size): images = np.stack([resize(i, self.size) for i in images])
         return scores(self.pipeline, images, len(self.classes))
@@ -269,26 +269,26 @@ formats["skops"] = Shallow.load
 @evaluators.register(SINGLE)
 def evaluate(
     predictor,           # has `classes`, `size`, `task` and `predict_proba(uint8 [B, size, size, 3])`
-    pictures: Pictures,  # one split of a single-label task with the same classes
+    dataset: Images,  # one split of a single-label task with the same classes
     batch_size: int = 1000,
 ) -> dict:
     "Accuracy, mean precision, recall and f1, `per_class`, `confusion` [K, K] (row: truth), and the time of prediction."
-    single_label(pictures.task)
-    probabilities, seconds = predicted(predictor, pictures, batch_size)
-    truth, guess, K = np.array(pictures.targets), probabilities.argmax(1), len(pictures.classes)
-    return dict(accuracy=float((guess == truth).mean()), **class_scores(truth, guess, pictures.classes),
-                confusion=confusion_matrix(truth, guess, labels=range(K)).tolist(), pictures=len(truth),
-                seconds=seconds, pictures_per_second=len(truth) / seconds)
+    single_label(dataset.task)
+    probabilities, seconds = predicted(predictor, dataset, batch_size)
+    truth, guess, K = np.array(dataset.targets), probabilities.argmax(1), len(dataset.classes)
+    return dict(accuracy=float((guess == truth).mean()), **class_scores(truth, guess, dataset.classes),
+                confusion=confusion_matrix(truth, guess, labels=range(K)).tolist(), images=len(truth),
+                seconds=seconds, images_per_second=len(truth) / seconds)
 
 # %% ../nbs/04_shallow.ipynb #cd1aa966
 def predicted(
     predictor,           # as for `evaluate`
-    pictures: Pictures,
+    dataset: Images,
     batch_size: int = 1000,
 ) -> tuple[np.ndarray, float]:
-    "The probabilities [N, K] of a split's pictures, and the seconds of their prediction. CourseError for an empty split."
-    if not len(pictures): raise CourseError("no pictures to evaluate on: this split is empty")
-    images, found, seconds = pixels(pictures, predictor.size), [], 0.0
+    "The probabilities [N, K] of a split's images, and the seconds of their prediction. CourseError for an empty split."
+    if not len(dataset): raise CourseError("no images to evaluate on: this split is empty")
+    images, found, seconds = pixels(dataset, predictor.size), [], 0.0
     for start in progress(range(0, len(images), batch_size), "evaluating", unit="batch"):
         batch = np.array(images[start:start + batch_size])  # decoded and in memory: from here on the clock runs
         began = time.perf_counter()
@@ -302,16 +302,16 @@ def class_scores(
     guess: np.ndarray,   # [N]
     classes: list[str],  # K names
 ) -> dict:
-    "`per_class` {name: precision, recall, f1, pictures} and their means over the classes: `precision`, `recall`, `f1`."
+    "`per_class` {name: precision, recall, f1, images} and their means over the classes: `precision`, `recall`, `f1`."
     *rates, support = precision_recall_fscore_support(truth, guess, labels=range(len(classes)), zero_division=0)
     rates = dict(zip(("precision", "recall", "f1"), rates))                            # each [K]
-    row = lambda k: {name: float(rate[k]) for name, rate in rates.items()} | dict(pictures=int(support[k]))
+    row = lambda k: {name: float(rate[k]) for name, rate in rates.items()} | dict(images=int(support[k]))
     means = {name: float(rate.mean()) for name, rate in rates.items()}
     return means | dict(per_class={name: row(k) for k, name in enumerate(classes)})
 
 
 def single_label(
-    task: str,  # of splits or pictures
+    task: str,  # of splits or images
 ) -> None:
     "CourseError unless the task is single-label, with the chapter that handles it."
     chapters = {"multi-label": "chapter 10 (multilabel)", "detection": "chapter 15 (detection)"}
@@ -319,7 +319,7 @@ def single_label(
     if task != SINGLE: raise CourseError(f"this model needs single-label data, not {task}: see {where}")
 
 # %% ../nbs/04_shallow.ipynb #c6ed8968
-SMALL = 5000  # training pictures; below, a kernel matrix of all of them is cheap
+SMALL = 5000  # training images; below, a kernel matrix of all of them is cheap
 
 
 def make_features(
@@ -327,7 +327,7 @@ def make_features(
     atoms: int,    # size of the patch dictionary
     seed: int,
 ):
-    "The transformer from pictures to features."
+    "The transformer from images to features."
     given = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     by_hand = tuple(name for name in given if name != "patches")
     parts = [PatchDictionary(atoms, seed=seed)] if "patches" in given else []
@@ -348,14 +348,14 @@ def standardise(
 # %% ../nbs/04_shallow.ipynb #8af582ef
 def fit_best(
     candidates,        # candidates(D) -> {what distinguishes it: classifier}, for features of D numbers
-    features,          # transformer from pictures to features
+    features,          # transformer from images to features
     splits: Splits,
-    size: int | None,  # side of the pictures; None: as they are, within 32 and 64
-    refit: bool,       # train the best one again, on training and validation pictures
+    size: int | None,  # side of the images; None: as they are, within 32 and 64
+    refit: bool,       # train the best one again, on training and validation images
 ) -> Shallow:
     """The candidate with the highest validation accuracy, with calibrated probabilities.
 
-    The temperature is found before refitting, on validation scores of the model that has not seen these pictures."""
+    The temperature is found before refitting, on validation scores of the model that has not seen these images."""
     size = size or int(np.clip(min(splits.train.read(0).shape[:2]), 32, 64))
     n, y, K = len(splits.train), np.array([*splits.train.targets, *splits.valid.targets]), len(splits.classes)
     if len(set(y[:n])) < 2: raise CourseError("only one class in the training split: a classifier needs two or more")
@@ -373,38 +373,38 @@ def fit_best(
         with parallel_config(n_jobs=-1): model = clone(found[best]).fit(A, y) if refit else found[best]
     about = dict(chosen=best, valid_accuracy=accuracy[best], candidates=accuracy, features=A.shape[1],
                  trained_on=len(y) if refit else n)
-    print(f"chosen on {len(y) - n:,} validation pictures: {best}, {accuracy[best]:.1%} right"
+    print(f"chosen on {len(y) - n:,} validation images: {best}, {accuracy[best]:.1%} right"
           + refit * f"; refitted on all {len(y):,}")
     return Shallow(make_pipeline(features, scaler, model), splits.classes, size, temperature(best_scores, y[n:]), about)
 
 # %% ../nbs/04_shallow.ipynb #35366ad1
 def random_patches(
-    pictures: np.ndarray,     # uint8 [N, S, S, 3]
+    images: np.ndarray,     # uint8 [N, S, S, 3]
     count: int,               # how many to cut out
     side: int,                # of a patch, in pixels
     rng: np.random.Generator,
 ) -> torch.Tensor:
-    "Patches from random places of random pictures, float32 [count, 3, side, side], 0 to 255."
-    n, height, width, _ = pictures.shape
+    "Patches from random places of random images, float32 [count, 3, side, side], 0 to 255."
+    n, height, width, _ = images.shape
     i = np.sort(rng.integers(n, size=count))[:, None, None]
     top, left = rng.integers(height - side + 1, size=count), rng.integers(width - side + 1, size=count)
     steps = np.arange(side)
-    cut = pictures[i, top[:, None, None] + steps[:, None], left[:, None, None] + steps]  # [count, side, side, 3]
+    cut = images[i, top[:, None, None] + steps[:, None], left[:, None, None] + steps]  # [count, side, side, 3]
     return torch.from_numpy(cut).permute(0, 3, 1, 2).float()
 
 # %% ../nbs/04_shallow.ipynb #9c245732
 class PatchDictionary(TransformerMixin, BaseEstimator):
-    """uint8 pictures [N, S, S, 3] in, float32 [N, D] out: how much of each small patch is in each part of a picture.
+    """uint8 images [N, S, S, 3] in, float32 [N, D] out: how much of each small patch is in each part of an image.
 
     After Coates, Ng and Lee (2011): contrast-normalised, whitened patches are compared with a dictionary, here at unit
     length (Thiry et al. 2021), soft-thresholded with both signs and averaged over a grid; of the averages the root is
     taken (Arandjelovic and Zisserman 2012). Each atom's mirror image is in the dictionary too, and what the two find at
-    mirrored places is added up: mirroring a picture changes nothing."""
+    mirrored places is added up: mirroring an image changes nothing."""
     def __init__(self,
         atoms: int = 800,         # patches in the dictionary, mirror images included; even
         side: int = 6,            # of a patch, in pixels
         keep: int = 48,           # principal components of a patch that are kept
-        grid: int = 3,            # the picture is cut into grid x grid parts
+        grid: int = 3,            # the image is cut into grid x grid parts
         threshold: float = 0.3,   # similarities below are noise, 0..1
         seed: int = 0,            # which patches
     ):
@@ -412,26 +412,26 @@ class PatchDictionary(TransformerMixin, BaseEstimator):
         self.grid, self.threshold, self.seed = grid, threshold, seed
 
     def fit(self,
-        pictures: np.ndarray,  # uint8 [N, S, S, 3]
+        images: np.ndarray,  # uint8 [N, S, S, 3]
         y=None,                # ignored
     ) -> "PatchDictionary":
         "Learns the whitening from 50,000 patches and their mirror images, and takes others as the dictionary."
-        if min(pictures.shape[1:3]) < self.side + self.grid:
-            raise CourseError(f"pictures of {pictures.shape[1]}x{pictures.shape[2]} pixels are too small for patches "
+        if min(images.shape[1:3]) < self.side + self.grid:
+            raise CourseError(f"images of {images.shape[1]}x{images.shape[2]} pixels are too small for patches "
                               f"of {self.side}: use a larger size")
         rng = np.random.default_rng(self.seed)
-        cut = random_patches(pictures, 50_000, self.side, rng)
+        cut = random_patches(images, 50_000, self.side, rng)
         flat = self._contrast(torch.cat([cut, cut.flip(3)]))                           # [100000, 3*side*side]
         values, vectors = torch.linalg.eigh(torch.cov(flat.T).double())                # ascending
         values, vectors = values[-self.keep:].float(), vectors[:, -self.keep:].float()
         whiten = vectors * (values.clamp(min=0) + 0.3).rsqrt()                         # [3*side*side, keep]
         self.offset_ = -(flat.mean(0) @ whiten).numpy()                                # [keep]
         self.filters_ = (whiten - whiten.mean(0)).T.reshape(-1, 3, self.side, self.side).numpy()
-        half = random_patches(pictures, max(self.atoms // 2, 1), self.side, rng)
+        half = random_patches(images, max(self.atoms // 2, 1), self.side, rng)
         both = torch.cat([half, half.flip(3)])                                         # [atoms, 3, side, side]
         self.patches_ = both.permute(0, 2, 3, 1).to(torch.uint8).numpy()               # [atoms, side, side, 3]
         self.atoms_ = self._whiten(both)[:, :, 0, 0].T.numpy().copy()                  # [keep, atoms]
-        self.size_ = list(pictures.shape[1:3])
+        self.size_ = list(images.shape[1:3])
         return self
 
     @staticmethod
@@ -445,8 +445,8 @@ class PatchDictionary(TransformerMixin, BaseEstimator):
         w = w + torch.from_numpy(self.offset_)[:, None, None]
         return w / (w.norm(dim=1, keepdim=True) + 0.1)
 
-    def _encode(self, pictures):  # uint8 [B, S, S, 3] -> float32 [B, D]
-        x, kind = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float(), fast_type()
+    def _encode(self, images):  # uint8 [B, S, S, 3] -> float32 [B, D]
+        x, kind = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float(), fast_type()
         w = self._whiten(x).permute(0, 2, 3, 1)                                        # [B, L, L, keep]
         z = w.to(kind) @ torch.from_numpy(self.atoms_).to(kind)                        # [B, L, L, atoms] similarities
         z = F.softshrink(z, self.threshold).permute(0, 3, 1, 2)                        # [B, atoms, L, L]
@@ -458,16 +458,16 @@ class PatchDictionary(TransformerMixin, BaseEstimator):
 
     @torch.inference_mode()
     def transform(self,
-        pictures: np.ndarray,  # uint8 [N, S, S, 3]; may be memory-mapped
+        images: np.ndarray,  # uint8 [N, S, S, 3]; may be memory-mapped
     ) -> np.ndarray:
         "Features, float32 [N, atoms * grid * grid]."
-        if list(pictures.shape[1:3]) != self.size_:
-            raise CourseError(f"the dictionary is for pictures of {self.size_} pixels, not {list(pictures.shape[1:3])}")
-        out = np.empty((len(pictures), self.atoms_.shape[1] * self.grid**2), np.float32)
-        starts, threads = range(0, len(pictures), 4), torch.get_num_threads()
+        if list(images.shape[1:3]) != self.size_:
+            raise CourseError(f"the dictionary is for images of {self.size_} pixels, not {list(images.shape[1:3])}")
+        out = np.empty((len(images), self.atoms_.shape[1] * self.grid**2), np.float32)
+        starts, threads = range(0, len(images), 4), torch.get_num_threads()
         @torch.inference_mode()
-        def work(start): out[start:start + 4] = self._encode(pictures[start:start + 4])
-        try:  # a few pictures per core at a time, so that the similarities stay in its cache
+        def work(start): out[start:start + 4] = self._encode(images[start:start + 4])
+        try:  # a few images per core at a time, so that the similarities stay in its cache
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 for _ in progress(pool.map(work, starts), "patches", total=len(starts), unit="pieces"): pass
         finally: torch.set_num_threads(threads)
@@ -485,14 +485,14 @@ def positive(
 @models.register("svm")
 def svm(
     splits: Splits,              # single-label data
-    input_size: int | None = None,  # side of the pictures; by itself as they are, within 32 and 64
+    input_size: int | None = None,  # side of the images; by itself as they are, within 32 and 64
     features: str = "auto",      # hog, lbp, color, patches, several joined by commas, or auto: by the amount of data
-    kernel: str = "auto",        # linear, rbf, or auto: rbf below 5,000 training pictures
+    kernel: str = "auto",        # linear, rbf, or auto: rbf below 5,000 training images
     c: float | None = None,      # weight of the errors, about 1; by itself chosen on the validation split
     gamma: float | None = None,  # narrowness of the rbf kernel, about 1; by itself chosen on the validation split
-    landmarks: int = 5000,       # the rbf kernel is exact up to so many pictures, approximated above
+    landmarks: int = 5000,       # the rbf kernel is exact up to so many images, approximated above
     atoms: int = 800,            # size of the patch dictionary
-    refit: bool = True,          # in the end, train on training and validation pictures together
+    refit: bool = True,          # in the end, train on training and validation images together
     seed: int = 0,               # of patches and landmarks
 ) -> Shallow:
     "A support vector machine on handcrafted features, or on a patch dictionary when there is enough data for one."
@@ -503,7 +503,7 @@ def svm(
     if features == "auto": features = "hog,lbp,color" if small else "patches,hog,lbp,color"
     if kernel == "auto": kernel = "rbf" if small else "linear"
     how = "linear" if kernel == "linear" else "exact rbf" if n <= landmarks else f"rbf by {landmarks:,} landmarks"
-    print(f"svm: {how} on {features} for {n:,} training pictures ({'fewer than' if small else 'at least'} {SMALL:,})")
+    print(f"svm: {how} on {features} for {n:,} training images ({'fewer than' if small else 'at least'} {SMALL:,})")
     linear = lambda D: {f"c={k:g}": LinearSVM(k / D) for k in ([c] if c else [0.1, 1.0, 4.0, 16.0])}
     rbf = lambda D: {f"c={k:g} gamma={g:g}": make_pipeline(Landmarks(g / D, landmarks, seed), LinearSVM(k))
                      for g in ([gamma] if gamma else [0.1, 0.3, 1.0]) for k in ([c] if c else [1.0, 4.0, 16.0])}
@@ -513,11 +513,11 @@ def svm(
 @models.register("forest")
 def forest(
     splits: Splits,                   # single-label data
-    input_size: int | None = None,    # side of the pictures; by itself as they are, within 32 and 64
+    input_size: int | None = None,    # side of the images; by itself as they are, within 32 and 64
     features: str = "hog,lbp,color",  # hog, lbp, color, patches, several joined by commas
     trees: int = 300,                 # in the forest
-    leaf: int | None = None,          # least pictures in a leaf; by itself chosen on the validation split
-    refit: bool = True,               # in the end, train on training and validation pictures together
+    leaf: int | None = None,          # least images in a leaf; by itself chosen on the validation split
+    refit: bool = True,               # in the end, train on training and validation images together
     seed: int = 0,                    # of the trees
 ) -> Shallow:
     "A random forest (Breiman 2001) on handcrafted features."
@@ -542,10 +542,10 @@ def measured(
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - worked
     score = evaluators[splits.task](predictor, splits.test)
     scores = {f"test_{name}": score[name] for name in ("accuracy", "map", "map_50", "map_75") if name in score}
-    pictures = {name: len(splits[name]) for name in ("train", "valid", "test")}
-    return dict(model=model, data=Path(splits.spec).name, pictures=pictures, **scores,
+    images = {name: len(splits[name]) for name in ("train", "valid", "test")}
+    return dict(model=model, data=Path(splits.spec).name, images=images, **scores,
                 train_seconds=round(seconds, 1), train_cpu_seconds=round(cpu_seconds, 1),
-                pictures_per_second=round(score["pictures_per_second"]),
+                images_per_second=round(score["images_per_second"]),
                 memory_mb=peak_memory(), cores=os.cpu_count(), about=predictor.about,
                 versions=versions("numpy", "scikit-learn", "torch"))
 

@@ -22,7 +22,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.transforms import v2
 from .boxes import anchors, check_boxes, encode, linear_scales, match, pad_targets, per_cell
 from .core import CourseError, Registry, within
-from .data import Pictures
+from .data import Images
 from .train import generator
 from .transfer import RAW, build, pretrained, published
 
@@ -56,8 +56,8 @@ def nodes(
     "Where the maps are: of a stride the widest, of equals the last. CourseError if a network has none, or is unknown."
     published(name)
     node_names, cut = tracing(name)
-    with torch.device("meta"): net, picture = build(name).eval(), torch.empty(1, 3, 256, 256)  # shapes without numbers
-    try: maps = cut(net, node_names(net)[1])(picture)
+    with torch.device("meta"): net, image = build(name).eval(), torch.empty(1, 3, 256, 256)  # shapes without numbers
+    try: maps = cut(net, node_names(net)[1])(image)
     except (TraceError, AssertionError, RuntimeError, TypeError, ValueError):
         raise CourseError(f"'{name}' cannot be traced for any size: choose a convolutional backbone") from None
     found = {}  # pixels per cell -> (channels, node)
@@ -70,7 +70,7 @@ def nodes(
 
 # %% ../nbs/14_ssd.ipynb #acb864a8
 class Features(nn.Module):
-    """A published network as maps: pictures [B, 3, S, S], 0..1, to a list of [B, C, S/8, S/8], then S/16 and S/32.
+    """A published network as maps: images [B, 3, S, S], 0..1, to a list of [B, C, S/8, S/8], then S/16 and S/32.
 
     Its weights are random until `load`. Its normalisation is a part of it. CourseError as from `nodes`."""
     def __init__(self,
@@ -105,8 +105,8 @@ class Features(nn.Module):
 
 # %% ../nbs/14_ssd.ipynb #838333c3
 def shapes_of(
-    module: nn.Module,     # from pictures to maps
-    size: int,             # side of the pictures in pixels
+    module: nn.Module,     # from images to maps
+    size: int,             # side of the images in pixels
 ) -> list[torch.Size]:     # [2, C, h, w] of each map
     "The shapes of its maps, without computing them."
     nowhere = {name: value.to("meta") for name, value in module.state_dict().items()}
@@ -137,7 +137,7 @@ class Halve(nn.Conv2d):
 def norm(
     width: int,  # channels
 ) -> nn.GroupNorm:
-    "Normalisation within each picture, in groups of 8 channels or more (Wu and He 2018): it works for one cell, too."
+    "Normalisation within each image, in groups of 8 channels or more (Wu and He 2018): it works for one cell, too."
     return nn.GroupNorm(math.gcd(32, width, max(1, width // 8)), width)
 
 # %% ../nbs/14_ssd.ipynb #db0092c5
@@ -183,10 +183,10 @@ class Pyramid(FeaturePyramidNetwork):
 
 # %% ../nbs/14_ssd.ipynb #406007bd
 class Maps(nn.Module):
-    "Pictures [B, 3, S, S], 0..1, to a list of maps: of a backbone, then ever coarser ones down to one cell."
+    "Images [B, 3, S, S], 0..1, to a list of maps: of a backbone, then ever coarser ones down to one cell."
     def __init__(self,
         backbone: str,         # any convolutional one of `backbones`, or timm:NAME
-        size: int,             # side of the pictures in pixels
+        size: int,             # side of the images in pixels
         head: str = "plain",   # plain, lite or shared
         pyramid: int = 0,      # channels of a feature pyramid; 0: none
         finest: int = 8,       # pixels per cell of the first map: 8, 16 or 32
@@ -271,22 +271,22 @@ def usual_ratios(
 
 # %% ../nbs/14_ssd.ipynb #603b31d4
 class SSD(nn.Module):
-    """Single shot detector (Liu et al. 2016): pictures [B, 3, S, S], 0..1, to loc [B, A, 4], conf [B, A, K + 1] and
+    """Single shot detector (Liu et al. 2016): images [B, 3, S, S], 0..1, to loc [B, A, 4], conf [B, A, K + 1] and
     anchors [A, 4].
 
     loc are offsets as from `encode`, conf are logits, of which number 0 is the background, and anchors are x1 y1 x2 y2
-    in pixels of the pictures. The weights are random until `load`. What is frozen keeps its statistics. CourseError
+    in pixels of the images. The weights are random until `load`. What is frozen keeps its statistics. CourseError
     for an unknown head or backbone, or one without maps."""
     normalisation = RAW
     def __init__(self,
         classes: int,                    # K, without the background
         backbone: str = "mobilenet_v2",  # any convolutional one of torchvision's classifiers, or timm:NAME
-        size: int = 300,                 # side of the pictures in pixels; other sizes work, with anchors to match
+        size: int = 300,                 # side of the images in pixels; other sizes work, with anchors to match
         head: str = "plain",             # plain; lite: depthwise, as SSDLite; shared: one for all maps, as RetinaNet
         pyramid: int = 0,                # channels of a feature pyramid; 0: none
         finest: int = 8,                 # pixels per cell of the first map: 8, 16 or 32
         width: int = 256,                # channels of the maps behind the backbone
-        smallest: float = 0.07,          # scale of the first map's anchors, as a share of the picture's side
+        smallest: float = 0.07,          # scale of the first map's anchors, as a share of the image's side
         largest: float = 0.9,            # of the last map's
     ):
         super().__init__()
@@ -305,10 +305,10 @@ class SSD(nn.Module):
 
     def lay_out(self,
         shapes: Sequence,          # of the maps [B, C, h, w]
-        picture: tuple[int, int],  # height and width in pixels
+        image: tuple[int, int],  # height and width in pixels
     ) -> Tensor:
         "The anchors, [A, 4] in pixels."
-        return anchors([tuple(shape[2:]) for shape in shapes], self.scales, self.ratios, tuple(picture))
+        return anchors([tuple(shape[2:]) for shape in shapes], self.scales, self.ratios, tuple(image))
 
     def load(self) -> "SSD":
         "Take published weights for the backbone. CourseError if there is no way to get them."
@@ -330,9 +330,9 @@ class SSD(nn.Module):
 def hardest(
     conf: Tensor,   # logits [B, A, K + 1]
     found: Tensor,  # int64 [B, A] from `match`; -1: background
-    most: Tensor,   # [B], how many in each picture; fewer if there are not so many
-) -> tuple[Tensor, Tensor]:  # two times int64 [M]: the pictures, and the anchors
-    "The anchors without an object on which the network is most wrong (Liu et al. 2016, section 2.2), in all pictures."
+    most: Tensor,   # [B], how many in each image; fewer if there are not so many
+) -> tuple[Tensor, Tensor]:  # two times int64 [M]: the images, and the anchors
+    "The anchors without an object on which the network is most wrong (Liu et al. 2016, section 2.2), in all images."
     odds = (conf[..., 1:] - conf[..., :1]).exp_().sum(2)              # [B, A], against the background
     odds.masked_fill_(found >= 0, -1)
     values, order = odds.topk(min(math.ceil(most.max().item()), conf.shape[1]), 1)                  # [B, most]
@@ -343,14 +343,14 @@ def hardest(
 # %% ../nbs/14_ssd.ipynb #7149db8b
 def multibox_sums(
     outputs: dict,             # loc [B, A, 4], conf [B, A, K + 1], anchors [A, 4]: what `SSD` returns
-    targets: Sequence[dict],   # for each picture: boxes [N, 4] in the unit of the anchors, labels [N] from 1 to K
+    targets: Sequence[dict],   # for each image: boxes [N, 4] in the unit of the anchors, labels [N] from 1 to K
     negatives: float = 3.0,    # anchors of the background that count, for each anchor with an object
     threshold: float = 0.5,    # the least IoU of an anchor and its object, besides its own
-    least: int = 0,            # so many of the background count at least, in each picture
+    least: int = 0,            # so many of the background count at least, in each image
 ) -> tuple[Tensor, Tensor, Tensor]:  # three times [B]: of the offsets, of the classes, anchors with an object
-    """The parts of SSD's loss for each picture, not divided by anything (Liu et al. 2016, equations 1 to 3).
+    """The parts of SSD's loss for each image, not divided by anything (Liu et al. 2016, equations 1 to 3).
 
-    A picture without objects counts nothing unless `least` says so, as in the paper. Boxes must have passed
+    An image without objects counts nothing unless `least` says so, as in the paper. Boxes must have passed
     `check_boxes`."""
     loc, conf, grid = outputs["loc"], outputs["conf"], outputs["anchors"]
     boxes, labels = (part.to(loc.device) for part in pad_targets(targets))            # [B, N, 4], [B, N]
@@ -361,9 +361,9 @@ def multibox_sums(
     positives = torch.bincount(b, minlength=len(loc))                                 # [B]
     nb, na = hardest(conf.detach(), found, (negatives * positives).clamp(min=least))  # [M]
     wanted = torch.cat([labels[b, n], torch.zeros_like(nb)])                          # [P + M], 0 is the background
-    pictures = torch.cat([b, nb])
-    classes = F.cross_entropy(conf[pictures, torch.cat([a, na])], wanted, reduction="none")         # [P + M]
-    return total(b, offsets), total(pictures, classes), positives
+    images = torch.cat([b, nb])
+    classes = F.cross_entropy(conf[images, torch.cat([a, na])], wanted, reduction="none")         # [P + M]
+    return total(b, offsets), total(images, classes), positives
 
 # %% ../nbs/14_ssd.ipynb #754f6e31
 def multibox_loss(
@@ -376,11 +376,11 @@ def multibox_loss(
 ) -> Tensor:                  # scalar; 0 for a batch without objects
     "SSD's loss (Liu et al. 2016, equation 1): offsets and classes, by the anchors with an object in the batch."
     offsets, classes, positives = multibox_sums(outputs, targets, negatives, threshold, least)
-    counted = positives.clamp(min=least / max(negatives, 1)).sum()    # a picture that counts negatives counts here, too
+    counted = positives.clamp(min=least / max(negatives, 1)).sum()    # an image that counts negatives counts here, too
     return (balance * offsets + classes).sum() / counted.clamp(min=1)
 
 # %% ../nbs/14_ssd.ipynb #d40642bc
-FILL = (124, 116, 104)  # the canvas around a shrunk picture: ImageNet's mean colour
+FILL = (124, 116, 104)  # the canvas around a shrunk image: ImageNet's mean colour
 
 
 def _flags(sample): return [value for name, value in sample[1].items() if name != "boxes"]
@@ -388,9 +388,9 @@ def _flags(sample): return [value for name, value in sample[1].items() if name !
 
 @cache
 def changes(
-    size: int,          # side of the pictures in pixels
+    size: int,          # side of the images in pixels
     crop: bool,         # cut pieces out
-    zoom: float = 4.0,  # the largest canvas, as a multiple of the picture's side; 1: none
+    zoom: float = 4.0,  # the largest canvas, as a multiple of the image's side; 1: none
 ) -> v2.Transform:
     "SSD's augmentation (Liu et al. 2016, sections 2.2 and 3.6) for a pair of tv_tensors.Image and a target."
     away = [v2.RandomZoomOut(FILL, side_range=(1.0, zoom))] if zoom > 1 else []
@@ -401,20 +401,20 @@ def changes(
 
 # %% ../nbs/14_ssd.ipynb #f528c18b
 def view(
-    pictures: Pictures,        # of a detection set
-    number: int,               # of the picture in it
+    dataset: Images,        # of a detection set
+    number: int,               # of the image in it
     size: int,                 # side in pixels
     seed: int = 0,
     epoch: int | None = None,  # for augmentation; None: only resized
     zoom: float = 4.0,         # as for `changes`
 ) -> tuple[Tensor, dict]:      # uint8 [3, size, size]; boxes float32 [N, 4] in its pixels, labels int64 [N], flags
-    """A picture as a detector takes it: both sides to `size`. The same (seed, epoch, number): the same picture.
+    """An image as a detector takes it: both sides to `size`. The same (seed, epoch, number): the same image.
 
     CourseError with the name of the file and the number of the box for a target that cannot be trained on."""
-    picture, target = pictures[number]
-    check_target(target, len(pictures.classes), pictures.names[number])
+    array, target = dataset[number]
+    check_target(target, len(dataset.classes), dataset.names[number])
     target = {name: torch.as_tensor(value) for name, value in target.items()}
-    image = tv_tensors.Image(torch.from_numpy(picture.copy()).permute(2, 0, 1))             # [3, H, W]
+    image = tv_tensors.Image(torch.from_numpy(array.copy()).permute(2, 0, 1))             # [3, H, W]
     target["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=image.shape[1:])
     sample = image, target
     if min(image.shape[1:]) > 2 * size: sample = v2.Resize(2 * size)(*sample)
@@ -440,12 +440,12 @@ def check_target(
 
 
 def batch_of(
-    pictures: Pictures,
+    dataset: Images,
     numbers: Sequence[int],    # which of them, [B]
     size: int,                 # as for `view`, likewise the others
     seed: int = 0,
     epoch: int | None = None,
 ) -> tuple[Tensor, list[dict]]:  # float32 [B, 3, size, size], 0..1, and a target for each
     "A batch of views."
-    images, targets = zip(*(view(pictures, int(number), size, seed, epoch) for number in numbers))
+    images, targets = zip(*(view(dataset, int(number), size, seed, epoch) for number in numbers))
     return torch.stack(images).float() / 255, list(targets)

@@ -15,7 +15,7 @@ import course_lib
 import cv2
 import numpy as np
 from .core import CourseError, checksum, progress, sources
-from .data import DETECTION, MULTI, SINGLE, Object, Pictures, Splits, detection_target, parse_options
+from .data import DETECTION, MULTI, SINGLE, Object, Images, Splits, detection_target, parse_options
 
 # %% ../nbs/02_streets.ipynb #b444a4e4
 CLASSES = ["bicycle", "bus", "car", "motorcycle", "truck"]
@@ -75,13 +75,13 @@ class Dice:
 
 # %% ../nbs/02_streets.ipynb #d86ba43a
 class Camera:
-    "Where the picture is taken from: a pinhole above the origin, turned by `yaw` away from the street's direction."
+    "Where the image is taken from: a pinhole above the origin, turned by `yaw` away from the street's direction."
 
     def __init__(self,
         yaw: float,      # radians; 0 looks along the street, pi/2 across it to the right
         height: float,   # of the eye, in metres
-        horizon: float,  # in picture sides from the top
-        focal: float,    # focal length in picture sides; 1 sees 53 degrees
+        horizon: float,  # in image sides from the top
+        focal: float,    # focal length in image sides; 1 sees 53 degrees
     ):
         self.yaw, self.cos, self.sin = yaw, math.cos(yaw), math.sin(yaw)
         self.height, self.horizon, self.focal = height, horizon, focal
@@ -93,7 +93,7 @@ class Camera:
         return seen
 
     def shoot(self, seen: np.ndarray) -> np.ndarray:
-        "Camera to picture: [2, P] across and down, in picture sides."
+        "Camera to image: [2, P] across and down, in image sides."
         scale = self.focal / np.maximum(seen[2], .05)
         uv = np.empty((2, seen.shape[1]))
         uv[0], uv[1] = .5 + scale * seen[0], self.horizon - scale * seen[1]
@@ -445,10 +445,10 @@ def _darker(share):  # uint8 [1, 256, 4]: levels times share / 256; the owner st
 
 # %% ../nbs/02_streets.ipynb #0d593ff2
 class Canvas:
-    "Samples of a picture and who owns each: uint8 [S, S, 4] in `px`, S = `step` times the picture's side."
+    "Samples of an image and who owns each: uint8 [S, S, 4] in `px`, S = `step` times the image's side."
 
     def __init__(self,
-        size: int,       # the picture's side in pixels
+        size: int,       # the image's side in pixels
         camera: Camera,
         mood: dict,      # one of CONDITIONS
         sky: tuple,      # colours at the top and at the horizon
@@ -664,10 +664,10 @@ def _tree(canvas, thing):
                    int(dice.uniform(.1, .2) * tall * unit * 16), leaves, -1, cv2.LINE_8, 4)
 
 # %% ../nbs/02_streets.ipynb #e582f81a
-DIFFICULTY = dict(along=.35, oblique=.35,   # share of pictures along the street and obliquely; the rest look across
-                  small=.5, large=1.05,     # single view: the vehicle's extent, in picture sides
+DIFFICULTY = dict(along=.35, oblique=.35,   # share of images along the street and obliquely; the rest look across
+                  small=.5, large=1.05,     # single view: the vehicle's extent, in image sides
                   margin=.34,               # single view: how close to the left and right edge its middle may be
-                  occlude=.33, clutter=1.)  # share of pictures with things in front; things along the pavements
+                  occlude=.33, clutter=1.)  # share of images with things in front; things along the pavements
 FURNITURE = ["tree"] * 6 + ["walker"] * 3 + ["stander", "lamppost"] * 2 + [
     "kiosk", "shelter", "dumpster", "container", "crate", "bin", "trailer", "rack", "pram", "post", "bollard", "signal",
     "sign", "board", "cone"]
@@ -686,7 +686,7 @@ def plan(
     view: str,   # 'single', 'multi' or 'detection'
     seed: int,
     split: str,  # 'train', 'valid' or 'test'
-    index: int,  # of the picture; in the single view its class is index % 5
+    index: int,  # of the image; in the single view its class is index % 5
 ) -> dict:
     "What is where, in metres: the camera, the street, `vehicles` and `things`. Independent of size and condition."
     if view not in VIEWS: raise CourseError(f"streets has no view '{view}': choose from {', '.join(VIEWS)}")
@@ -704,7 +704,7 @@ def plan(
     return scene
 
 # %% ../nbs/02_streets.ipynb #0ea8a06c
-def _one_vehicle(scene, dice, name):  # of a wanted size at a wanted place in the picture; then the road under it
+def _one_vehicle(scene, dice, name):  # of a wanted size at a wanted place in the image; then the road under it
     camera, k = scene["camera"], DIFFICULTY
     turn = dice.uniform(-.15, .15) if dice.chance(.8) else dice.uniform(-1.2, 1.2)
     thing = _thing(dice, dice.pick(KINDS[name]), heading=dice.pick([0, math.pi]) + turn, name=name)
@@ -740,7 +740,7 @@ def _traffic(scene, dice):  # vehicles in the lanes and at the kerb, in sight, n
         if name in ("bicycle", "motorcycle") and dice.chance(.5):
             x, heading = left + dice.pick([0, width]) + dice.uniform(-1.2, 1.2), heading + dice.uniform(-.5, .5)
         if dice.chance(.06): heading += dice.uniform(-1.5, 1.5)
-        slope = (dice.uniform(.02, .98) - .5) / camera.focal  # of the ray through a column of the picture
+        slope = (dice.uniform(.02, .98) - .5) / camera.focal  # of the ray through a column of the image
         depth = dice.uniform(2, far) if along else x / (slope * camera.cos + camera.sin)
         z = (depth - x * camera.sin) / camera.cos if along else depth * (camera.cos - slope * camera.sin)
         aside, model = x * camera.cos - z * camera.sin, dice.pick(KINDS[name])
@@ -864,11 +864,11 @@ def draw(
     view: str,               # 'single': one vehicle; 'multi': one to four; 'detection': one to seven, also far away
     seed: int,
     split: str,              # 'train', 'valid' or 'test'
-    index: int,              # of the picture
-    size: int = 320,         # of the picture's side, in pixels
-    condition: str = "day",  # 'day', 'dusk', 'night', 'rain', 'fog', or 'mixed': another one for each picture
+    index: int,              # of the image
+    size: int = 320,         # of the image's side, in pixels
+    condition: str = "day",  # 'day', 'dusk', 'night', 'rain', 'fog', or 'mixed': another one for each image
 ) -> tuple[np.ndarray, list[dict]]:
-    """A picture, uint8 [size, size, 3], and its objects: dicts with name, box (x1, y1, x2, y2 in pixels), truncated,
+    """An image, uint8 [size, size, 3], and its objects: dicts with name, box (x1, y1, x2, y2 in pixels), truncated,
     occluded, difficult and visible (the share of it that nothing covers). A pure function."""
     if condition not in (*CONDITIONS, "mixed"): raise CourseError(f"streets has no condition '{condition}'")
     if condition == "mixed": condition = Dice("condition", seed, split, index).pick(list(CONDITIONS))
@@ -882,13 +882,13 @@ def annotate(
     seed: int,
     split: str,
     index: int,
-    size: int = 320,  # of the picture's side, in pixels
+    size: int = 320,  # of the image's side, in pixels
 ) -> list[dict]:
     "The objects of `draw`, at a fraction of the cost: the condition changes no box, so nothing behind is painted."
     return _expose(plan(view, seed, split, index), size, "day", backdrop=False)[1]
 
 # %% ../nbs/02_streets.ipynb #f8ae3fce
-# what may change a picture, this code and the library that draws: the pixel caches are keyed by it
+# what may change an image, this code and the library that draws: the pixel caches are keyed by it
 EDITION = f"{checksum(Path(course_lib.__file__).with_name('streets.py'))[:12]} opencv {cv2.__version__}"
 
 
@@ -904,8 +904,8 @@ def _targets(view, seed, split, n, size):
 # %% ../nbs/02_streets.ipynb #b9da12d3
 @sources.register("streets")
 def streets(
-    seed: int = 0,        # another seed, other pictures
-    **options: str,       # view, condition, n, valid, test (numbers of pictures), size (in pixels)
+    seed: int = 0,        # another seed, other images
+    **options: str,       # view, condition, n, valid, test (numbers of images), size (in pixels)
 ) -> Splits:
     """Drawn street scenes: nothing to download, as many as you ask for.
 
@@ -921,13 +921,13 @@ def streets(
     usual = dict(train=o["n"], valid=max(o["n"] // 5, 5), test=max(o["n"] // 2, 5))
     counts = usual | {name: o[name] for name in ("valid", "test") if name in options}
     for name, count in counts.items():
-        if count < 5: raise CourseError(f"streets needs at least 5 pictures, one of each class, not {name}={count}")
+        if count < 5: raise CourseError(f"streets needs at least 5 images, one of each class, not {name}={count}")
     task = dict(single=SINGLE, multi=MULTI, detection=DETECTION)[o["view"]]
 
     def split(name, n):
         key = sha1(f"streets {EDITION} {o['view']} {o['condition']} {seed} {name} {n} {size}".encode()).hexdigest()
         def read(i): return draw(o["view"], seed, name, i, size, o["condition"])[0]
         names = [f"{name}-{i:06d}" for i in range(n)]
-        return Pictures(names, _targets(o["view"], seed, name, n, size), CLASSES, task, read, key)
+        return Images(names, _targets(o["view"], seed, name, n, size), CLASSES, task, read, key)
 
     return Splits(**{name: split(name, n) for name, n in counts.items()}, classes=CLASSES, task=task, spec="streets")

@@ -45,29 +45,29 @@ from torch.optim.swa_utils import AveragedModel
 from torchmetrics import MetricCollection, SumMetric
 from torchmetrics import classification as metrics
 from .core import Bundle, CourseError, Registry, formats, models, progress, save_bundle, versions, within
-from .data import MULTI, SINGLE, Batches, Pictures, Splits, flip, load, pixels, shift, to_float
+from .data import MULTI, SINGLE, Batches, Images, Splits, flip, load, pixels, shift, to_float
 from .shallow import fast_type, measured, temperature
 
 # %% ../nbs/05_training.ipynb #1eab3503
 class Classification:
-    "One class per picture: cross entropy, and torchmetrics over the whole split. What a task is, see `fit`."
+    "One class per image: cross entropy, and torchmetrics over the whole split. What a task is, see `fit`."
     score = "accuracy"  # of the metrics, the one to watch; more is better
 
     def __init__(self,
         splits: Splits,
-        input_size: int,             # side of the pictures
+        input_size: int,             # side of the images
         recipe: "Recipe",
     ):
         self.splits, self.input_size, self.recipe = splits, input_size, recipe
         self.mean, self.std = channel_statistics(pixels(splits.train, input_size))
 
     def loader(self,
-        pictures: Pictures,
+        dataset: Images,
         device: torch.device,
         training: bool = False,  # shuffled and augmented
     ) -> "Loader":
         "The batches of a split."
-        return Loader(pictures, self, device, training)
+        return Loader(dataset, self, device, training)
 
     def loss(self,
         outputs: Tensor,  # logits [B, K]
@@ -92,7 +92,7 @@ class OfLogits(MetricCollection):
 
 
 class MultiLabel(Classification):
-    "Any number of classes per picture: binary cross entropy for each class (Bishop 2006, section 5.2)."
+    "Any number of classes per image: binary cross entropy for each class (Bishop 2006, section 5.2)."
     score = "f1"
     criterion = staticmethod(F.binary_cross_entropy_with_logits)  # chapter 10 has others
 
@@ -100,7 +100,7 @@ class MultiLabel(Classification):
         outputs: Tensor,  # logits [B, K]
         targets: Tensor,  # float [B, K], 0..1
     ) -> Tensor:
-        "The mean over pictures and classes."
+        "The mean over images and classes."
         smooth = self.recipe.label_smoothing
         return self.criterion(outputs, targets * (1 - smooth) + smooth / 2)
 
@@ -114,7 +114,7 @@ class MultiLabel(Classification):
 # %% ../nbs/05_training.ipynb #0b484dfa
 def channel_statistics(
     images: np.ndarray,  # uint8 [N, H, W, 3]
-    most: int = 20_000,  # about so many pictures are looked at
+    most: int = 20_000,  # about so many images are looked at
 ) -> tuple[tuple, tuple]:
     "Mean and deviation of each channel, 0..1."
     chosen, counts = images[::max(1, len(images) // most)], np.zeros((3, 256))         # [n, H, W, 3]
@@ -124,7 +124,7 @@ def channel_statistics(
     counts /= counts.sum(1, keepdims=True)
     values = np.arange(256) / 255
     mean = counts @ values
-    std = np.sqrt(np.maximum(counts @ values**2 - mean**2, 1e-4))                      # grey pictures: not zero
+    std = np.sqrt(np.maximum(counts @ values**2 - mean**2, 1e-4))                      # grey images: not zero
     return tuple(map(float, mean)), tuple(map(float, std))
 
 
@@ -139,7 +139,7 @@ augmentations = Registry("augmentation")  # name -> function(images, targets, ge
 def flipped(images, targets, dice, classes): return flip(images, dice), targets
 
 
-@augmentations.register("alternate")  # each picture one way in this epoch, the other way in the next (Jordan 2024, section 3.6)
+@augmentations.register("alternate")  # each image one way in this epoch, the other way in the next (Jordan 2024, section 3.6)
 def alternated(images, targets, dice, classes):
     first = np.random.default_rng(0).integers(2, size=dice.numbers.max() + 1)[dice.numbers]        # [B]
     mirrored = torch.from_numpy((first + dice.epoch) % 2 == 1).to(images.device)
@@ -157,7 +157,7 @@ def nudged(images, targets, dice, classes): return shift(images, dice, max(1, im
 class Dice(torch.Generator):
     "A source of randomness for the augmentation of a batch."
     epoch: int           # of the batch, from 0
-    numbers: np.ndarray  # of its pictures in their split, [B]
+    numbers: np.ndarray  # of its images in their split, [B]
 
 
 def generator(*numbers: int) -> Dice:
@@ -168,16 +168,16 @@ def generator(*numbers: int) -> Dice:
 class Loader:
     "Batches as a network takes them: on the device, augmented if for training, normalised."
     def __init__(self,
-        pictures: Pictures,
+        dataset: Images,
         task: Classification,  # input size, normalisation and recipe
         device: torch.device,
         training: bool,        # shuffled and augmented
     ):
         recipe = task.recipe
-        self.names, self.mean, self.std, self.device = pictures.names, task.mean, task.std, device
-        self.classes, self.seed, self.training, self.recipe = len(pictures.classes), recipe.seed, training, recipe
+        self.names, self.mean, self.std, self.device = dataset.names, task.mean, task.std, device
+        self.classes, self.seed, self.training, self.recipe = len(dataset.classes), recipe.seed, training, recipe
         size = recipe.batch_size if training else max(recipe.batch_size, 250) if device.type == "cpu" else most_at_once(recipe)
-        self.batches = Batches(pictures, task.input_size, size, training, recipe.seed)
+        self.batches = Batches(dataset, task.input_size, size, training, recipe.seed)
         chosen = [name.strip() for name in recipe.augment.split(",") if name.strip()] if training else []
         self.changes = [augmentations[name] for name in chosen]
 
@@ -199,33 +199,33 @@ class Loader:
         return images, targets
 
     def unchanged(self) -> Tensor:
-        "The images of the first batch without changes, float32 [B, 3, S, S]: for layers that are computed from pictures."
+        "The images of the first batch without changes, float32 [B, 3, S, S]: for layers that are computed from images."
         return to_float(self.batches.batch(0, 0)[0].to(self.device), self.mean, self.std)
 
     def files(self,
         epoch: int,
         step: int,
     ) -> list[str]:
-        "The names of the pictures in a batch."
+        "The names of the images in a batch."
         return [self.names[i] for i in self.batches.numbers(epoch, step)]
 
 # %% ../nbs/05_training.ipynb #7009eaa5
 def most_at_once(
     recipe: "Recipe",
 ) -> int:
-    "Pictures in a batch to measure on, where memory is scarce: no gradients are kept, so a few times as many as in training."
+    "Images in a batch to measure on, where memory is scarce: no gradients are kept, so a few times as many as in training."
     return min(250, 4 * -(-recipe.batch_size // recipe.accumulate))
 
 
-LEAST = 16  # side of the smallest pictures that a network of this course takes, in pixels
+LEAST = 16  # side of the smallest images that a network of this course takes, in pixels
 
 
 def side_at(
-    side: int,         # of the pictures, in pixels
+    side: int,         # of the images, in pixels
     epoch: int,        # from 0
     recipe: "Recipe",
 ) -> int:
-    "The side of the training pictures in an epoch: small ones first, but 16 pixels at least; all in the last quarter and epoch."
+    "The side of the training images in an epoch: small ones first, but 16 pixels at least; all in the last quarter and epoch."
     grown = 1.0 if epoch == recipe.epochs - 1 else min(1.0, epoch / (0.75 * recipe.epochs))
     return max(min(side, LEAST), round(side * (recipe.progressive + (1 - recipe.progressive) * grown)))
 
@@ -237,8 +237,8 @@ def measure(
     loader: "Loader",    # of the split to measure on
     accelerator: Accelerator | None = None,  # shares the work among processes, sets the precision; None: 32 bits, here
 ) -> dict:
-    "The mean loss and the task's metrics, over the whole split. The model is left in evaluation mode. CourseError: no pictures."
-    if not len(loader): raise CourseError("no pictures to measure on: the split is empty")
+    "The mean loss and the task's metrics, over the whole split. The model is left in evaluation mode. CourseError: no images."
+    if not len(loader): raise CourseError("no images to measure on: the split is empty")
     accelerator = accelerator or make_accelerator(Recipe(precision="fp32"), next(model.parameters()).device.type)
     scores, total, n = task.metrics().to(accelerator.device), SumMetric(nan_strategy="disable").to(accelerator.device), 0
     model.eval()
@@ -274,8 +274,8 @@ def as_float(
 @dataclass(frozen=True)
 class Recipe:
     "How to train: what decides a run besides model and data. CourseError for values that make no sense."
-    epochs: int = 30                  # passes through the training pictures
-    batch_size: int = 64              # pictures behind each step of the optimizer, over all processes
+    epochs: int = 30                  # passes through the training images
+    batch_size: int = 64              # images behind each step of the optimizer, over all processes
     learning_rate: float = 0.003      # the highest of the schedule
     weight_decay: float = 0.05        # of the weights; biases and normalisation are spared
     optimizer: str = "adamw"          # adamw, or sgd with Nesterov momentum
@@ -284,8 +284,8 @@ class Recipe:
     warmup: float = 0.0               # epochs in which the learning rate climbs from 0
     plateau_patience: int = 3         # epochs without a better score before plateau lowers the learning rate
     label_smoothing: float = 0.0      # share of each target that is spread over all classes, 0..1
-    augment: str = "flip,shift"       # changes to the training pictures, joined by commas, in this order
-    progressive: float = 1.0          # side of the pictures in the first epoch, as a share of the whole; grows to 1
+    augment: str = "flip,shift"       # changes to the training images, joined by commas, in this order
+    progressive: float = 1.0          # side of the images in the first epoch, as a share of the whole; grows to 1
     clip: float = 0.0                 # the longest gradient allowed; 0: any
     accumulate: int = 1               # parts in which a batch is worked through, to save memory
     precision: str = "auto"           # fp32, bf16, fp16, or auto: the fastest that is safe on the device
@@ -519,7 +519,7 @@ def advice(
     except ValueError as error:
         if "more than 1 value per channel" not in str(error): raise
         raise CourseError(f"batch normalisation needs more than one value: with batches of {recipe.batch_size} in {recipe.accumulate} "
-                          "part(s) use larger batches, less accumulation, or larger pictures") from error
+                          "part(s) use larger batches, less accumulation, or larger images") from error
     except RuntimeError as error:  # torch.OutOfMemoryError is one; on the CPU there is only the text
         signs = ("allocate memory", "out of memory", "alloc_failed")
         if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error).lower() for sign in signs): raise
@@ -699,8 +699,8 @@ def fit(
     model: nn.Module,       # from images [B, 3, S, S] to what the task's loss takes; trained in place
     splits: Splits,         # learns from `train`, measures on `valid` (which may be empty), never looks at `test`
     recipe: Recipe = Recipe(),
-    input_size: int = 32,   # side of the pictures in pixels
-    task=None,              # loader(pictures, device, training), loss(outputs, targets), metrics(), score; None: by the data
+    input_size: int = 32,   # side of the images in pixels
+    task=None,              # loader(images, device, training), loss(outputs, targets), metrics(), score; None: by the data
     folder: Path | None = None,  # for checkpoints and TensorBoard's files; None: nothing is written
     resume: bool = False,   # go on with the unfinished run in `folder`, if there is one
     device: str = "auto",   # cpu, cuda, mps, or auto: the best there is
@@ -709,7 +709,7 @@ def fit(
 
     Same seed, same machine: the same weights, bit for bit, also when the run is interrupted and resumed; on a GPU, which adds
     up in any order, nearly the same. Under torchrun the processes share each batch. CourseError for a loss that is not finite, for lack of memory, for a wrong resume."""
-    if not len(splits.train): raise CourseError("no pictures to learn from: the training split is empty")
+    if not len(splits.train): raise CourseError("no images to learn from: the training split is empty")
     if not len(splits.valid): refuse_scores(recipe)
     accelerator = make_accelerator(recipe, device)
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -781,10 +781,10 @@ def fit(
 def make_task(
     model: nn.Module,
     splits: Splits,
-    input_size: int,  # side of the pictures
+    input_size: int,  # side of the images
     recipe: Recipe,
 ) -> Classification:
-    "The task of this data. A model with a `normalisation` of its own (mean, std) gets its pictures by that."
+    "The task of this data. A model with a `normalisation` of its own (mean, std) gets its images by that."
     task = tasks[splits.task](splits, input_size, recipe)
     task.mean, task.std = getattr(model, "normalisation", (task.mean, task.std))
     return task
@@ -794,14 +794,14 @@ def beginning(
     model: nn.Module,
     train: Loader,
 ) -> dict:
-    "Where a new run is. Layers that are computed and not learnt (`Whiten` in chapter 07) get to look at some pictures."
+    "Where a new run is. Layers that are computed and not learnt (`Whiten` in chapter 07) get to look at some images."
     for module in model.modules():
         if hasattr(module, "look"): module.look(train.unchanged())
     return dict(epoch=0, step=0, total=0.0, seconds=0.0)
 
 # %% ../nbs/05_training.ipynb #780ecb28
 def my_parts(
-    n: int,          # pictures in the batch
+    n: int,          # images in the batch
     recipe: Recipe,
     rank: int,       # of this process
     world: int,      # processes
@@ -817,10 +817,10 @@ def my_parts(
 def refuse_scores(
     recipe: Recipe,
 ) -> None:
-    "CourseError for what goes by the score on the validation split: there are no pictures in it."
+    "CourseError for what goes by the score on the validation split: there are no images in it."
     for name, asked in dict(keep="best", schedule="plateau").items():
-        if getattr(recipe, name) == asked: raise CourseError(f"{name}={asked} goes by validation pictures, and there are none")
-    if recipe.early_stopping_patience: raise CourseError("early_stopping_patience goes by validation pictures, and there are none")
+        if getattr(recipe, name) == asked: raise CourseError(f"{name}={asked} goes by validation images, and there are none")
+    if recipe.early_stopping_patience: raise CourseError("early_stopping_patience goes by validation images, and there are none")
 
 
 def refuse_overflow(
@@ -887,10 +887,10 @@ networks = Registry("network")  # name -> function(classes, **arguments) that bu
 # %% ../nbs/05_training.ipynb #4ca653b2
 @dataclass
 class Network:
-    "A trained network from pictures to classes, with calibrated probabilities."
+    "A trained network from images to classes, with calibrated probabilities."
     model: nn.Module
     classes: list[str]   # K names
-    size: int            # side of the pictures it takes
+    size: int            # side of the images it takes
     mean: tuple          # of each channel, 0..1
     std: tuple
     name: str            # in `networks`
@@ -898,8 +898,8 @@ class Network:
     task: str = SINGLE
     temperature: float = 1.0  # logits are divided by it before they become probabilities
     about: dict = field(default_factory=dict)  # how it was made
-    views: int = 1       # of a picture, over which logits are averaged: see `views_of`
-    thresholds: tuple = ()  # with several labels per picture, the least probability of each class, [K]; by itself 0.5
+    views: int = 1       # of an image, over which logits are averaged: see `views_of`
+    thresholds: tuple = ()  # with several labels per image, the least probability of each class, [K]; by itself 0.5
 
     def __post_init__(self):
         if self.task == MULTI: self.thresholds = tuple(self.thresholds) or (0.5,) * len(self.classes)
@@ -909,7 +909,7 @@ class Network:
     ) -> Tensor:
         "Uncalibrated scores, float32 [B, K]."
         if images.dtype != np.uint8 or images.shape[1:] != (self.size, self.size, 3):
-            raise CourseError(f"pictures must be uint8 [B, {self.size}, {self.size}, 3], not {images.dtype} {list(images.shape)}")
+            raise CourseError(f"images must be uint8 [B, {self.size}, {self.size}, 3], not {images.dtype} {list(images.shape)}")
         ask = lambda size: [self._logits(images[i:i + size]) for i in range(0, len(images), size)]
         with keep_memory(): parts = as_it_fits(ask, 125)                           # more is not faster
         return torch.cat([torch.zeros(0, len(self.classes)), *parts])
@@ -926,7 +926,7 @@ class Network:
     def predict_proba(self,
         images: np.ndarray,  # uint8 [B, size, size, 3]
     ) -> np.ndarray:
-        "Probabilities [B, K], float64; each row's sum is 1 for one label per picture, and each number its own for several."
+        "Probabilities [B, K], float64; each row's sum is 1 for one label per image, and each number its own for several."
         scores = self.logits(images).double() / self.temperature
         return (scores.sigmoid() if self.task == MULTI else scores.softmax(1)).numpy()
 
@@ -997,7 +997,7 @@ def views_of(
     images: Tensor,  # [B, 3, S, S]
     views: int,      # 1: as they are; 2: mirrored too; 6: both also moved by a pixel up and left, and down and right
 ) -> list[Tensor]:
-    "The same pictures seen in ways that should not matter (Jordan 2024, section 3.5)."
+    "The same images seen in ways that should not matter (Jordan 2024, section 3.5)."
     if views == 1: return [images]
     wide = F.pad(images, (1, 1, 1, 1), mode="reflect")
     moved = [images] if views == 2 else [images, wide[:, :, 2:, 2:], wide[:, :, :-2, :-2]]
@@ -1065,18 +1065,18 @@ def own_options(
 def train_network(
     name: str,                       # in `networks`
     splits: Splits,                  # single-label or multi-label data
-    input_size: int | None = None,   # side of the pictures; by itself as they are, within what suits the network
+    input_size: int | None = None,   # side of the images; by itself as they are, within what suits the network
     device: str = "auto",            # cpu, cuda, mps, or auto: the best there is
     resume: bool = False,            # go on with an unfinished run
-    with_valid: bool = False,        # learn from the validation pictures too: then nothing is left to choose by
-    views: int = 1,                  # predict so many views of a picture, 1, 2 or 6, and average: slower, better
+    with_valid: bool = False,        # learn from the validation images too: then nothing is left to choose by
+    views: int = 1,                  # predict so many views of an image, 1, 2 or 6, and average: slower, better
     folder: Path | None = None,      # for checkpoints and TensorBoard's files
     **options,                       # of the network, of how it learns, and of the recipe
 ) -> Network:
     "Build, train and calibrate a network."
     if splits.task not in (SINGLE, MULTI):
         raise CourseError(f"this model needs single-label or multi-label data, not {splits.task}: put "
-                          "'?view=multi' behind the path of data with boxes to learn which classes are in a picture")
+                          "'?view=multi' behind the path of data with boxes to learn which classes are in an image")
     if len(splits.classes) < 2: raise CourseError("only one class in the data: a classifier needs two or more")
     if views not in (1, 2, 6): raise CourseError(f"views={views}: use 1, 2 or 6")
     if input_size is not None: within(LEAST, 4096, input_size=input_size)
@@ -1151,9 +1151,9 @@ def recorded(
 
 # %% ../nbs/05_training.ipynb #c1a80e14
 def join(
-    first: Pictures,
-    second: Pictures,  # of the same classes and task
-) -> Pictures:
+    first: Images,
+    second: Images,  # of the same classes and task
+) -> Images:
     "Two splits as one."
     both = lambda i: first.read(i) if i < len(first) else second.read(i - len(first))
     return replace(first, names=first.names + second.names, targets=list(first.targets) + list(second.targets), read=both,

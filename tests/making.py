@@ -1,4 +1,4 @@
-"Small pictures and data sets for the tests, in every layout and with every fault."
+"Small images and data sets for the tests, in every layout and with every fault."
 import io
 import json
 import struct
@@ -13,15 +13,15 @@ from course_lib.core import checksum, digest
 
 
 def scene(seed, height=48, width=64):
-    "A picture of soft blobs, uint8 [H, W, 3]; another seed, another picture."
+    "An image of soft blobs, uint8 [H, W, 3]; another seed, another image."
     small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def encoded(picture, kind="png", **options):
-    "The bytes of a picture file; `picture` is an array or a PIL picture."
-    picture = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    picture.save(buffer := io.BytesIO(), format=kind, **options)
+def encoded(image, kind="png", **options):
+    "The bytes of an image file; `image` is an array or a PIL image."
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(buffer := io.BytesIO(), format=kind, **options)
     return buffer.getvalue()
 
 
@@ -49,7 +49,7 @@ def put(path, data):
 
 
 def class_folders(root, classes=("cat", "dog"), n=8, start=0):
-    "Class folders with `n` pictures each, all different: cat/0.png, ..."
+    "Class folders with `n` images each, all different: cat/0.png, ..."
     for k, name in enumerate(classes):
         for i in range(n): put(Path(root) / name / f"{i}.png", encoded(scene(start + 1000 * k + i)))
     return Path(root)
@@ -64,7 +64,7 @@ def zipped(folder, path, prefix="", extra=()):
     return Path(path)
 
 
-BOXES = (("cat", (1, 1, 20, 20)), ("dog", (5, 5, 30, 30)))  # the objects of every made-up picture
+BOXES = (("cat", (1, 1, 20, 20)), ("dog", (5, 5, 30, 30)))  # the objects of every made-up image
 
 
 def voc_xml(boxes=BOXES, width=64, height=48, filename="0.png", root="annotation"):
@@ -76,7 +76,7 @@ def voc_xml(boxes=BOXES, width=64, height=48, filename="0.png", root="annotation
 
 
 def voc(root, n=12, lists=None, stem=str, xml=None):
-    "A VOC layout. lists: {'train': [0, 1, ...]}; stem(i) is the name of picture i; xml: {i: text or bytes}."
+    "A VOC layout. lists: {'train': [0, 1, ...]}; stem(i) is the name of image i; xml: {i: text or bytes}."
     root, xml = Path(root), xml or {}
     for i in range(n):
         put(root / "JPEGImages" / f"{stem(i)}.png", encoded(scene(i)))

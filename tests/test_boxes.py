@@ -23,7 +23,7 @@ tensor = lambda *rows: torch.tensor(rows, dtype=torch.float32)
 squares = lambda *sides: [(side, side) for side in sides]
 SSD300 = dict(maps=squares(38, 19, 10, 5, 3, 1), scales=[0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05],
               ratios=[[2], [2, 3], [2, 3], [2, 3], [2], [2]])
-PIXELS = dict(picture=(300, 300), steps=[8, 16, 32, 64, 100, 300])
+PIXELS = dict(image=(300, 300), steps=[8, 16, 32, 64, 100, 300])
 KINDS = ["random", "touching", "nested", "identical", "empty"]
 
 
@@ -140,21 +140,21 @@ def test_conversions_are_torchvisions_and_each_others_inverse(kind, dice):
 LAYOUTS = {
     "ssd300": dict(**SSD300, **PIXELS),
     "ssdlite320": dict(maps=squares(20, 10, 5, 3, 2, 1), scales=linear_scales(6, 0.2, 0.95), ratios=[[2, 3]] * 6,
-                       picture=(320, 320)),
+                       image=(320, 320)),
     "wide": dict(maps=[(12, 20), (6, 10), (1, 3)], scales=linear_scales(3), ratios=[[2], [2, 3], []],
-                 picture=(192, 320)),
+                 image=(192, 320)),
     "tall, stepped": dict(maps=[(20, 12), (10, 6)], scales=linear_scales(2, 0.1, 0.5), ratios=[[3], [1.5]],
-                          picture=(320, 192), steps=[16, 32]),
-    "one map": dict(maps=[(4, 4)], scales=linear_scales(1, 0.3, 0.6), ratios=[[2]], picture=(64, 64)),
-    "not clipped": dict(maps=[(2, 2)], scales=[0.8, 1.2], ratios=[[2]], picture=(100, 100), clip=False)}
+                          image=(320, 192), steps=[16, 32]),
+    "one map": dict(maps=[(4, 4)], scales=linear_scales(1, 0.3, 0.6), ratios=[[2]], image=(64, 64)),
+    "not clipped": dict(maps=[(2, 2)], scales=[0.8, 1.2], ratios=[[2]], image=(100, 100), clip=False)}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_anchors_are_torchvisions(layout):
-    height, width = layout["picture"]
+    height, width = layout["image"]
     theirs = DefaultBoxGenerator(layout["ratios"], scales=layout["scales"], steps=layout.get("steps"),
                                  clip=layout.get("clip", True))
-    made = theirs._grid_default_boxes(layout["maps"], layout["picture"])
+    made = theirs._grid_default_boxes(layout["maps"], layout["image"])
     made = torch.cat([made[:, :2] - 0.5 * made[:, 2:], made[:, :2] + 0.5 * made[:, 2:]], 1)
     assert (anchors(**layout) / torch.tensor([width, height] * 2) - made).abs().max() < 1e-6
     assert per_cell(layout["ratios"]) == theirs.num_anchors_per_location()
@@ -173,7 +173,7 @@ def test_ssd300_has_8732_anchors_each_with_an_area(ssd300):
 
 def test_anchors_in_shares_are_those_in_pixels_and_making_them_changes_nothing():
     layout = LAYOUTS["wide"]
-    shares, again = anchors(**{**layout, "picture": (1.0, 1.0)}), anchors(**layout)
+    shares, again = anchors(**{**layout, "image": (1.0, 1.0)}), anchors(**layout)
     assert torch.allclose(shares * torch.tensor([320.0, 192, 320, 192]), again)
     again.zero_()
     assert anchors(**layout).abs().sum() > 0
@@ -236,13 +236,13 @@ def test_more_objects_than_anchors():
     assert sorted(found.tolist()) == [0, 1, 2, 3]
 
 
-def test_pictures_without_objects(ssd300, dice):
+def test_images_without_objects(ssd300, dice):
     assert (match(ssd300, torch.zeros(3, 0, 4), torch.zeros(3, 0, dtype=torch.bool)) == -1).all()
     found = matched(ssd300, [some(dice, 0), some(dice, 3, "random"), some(dice, 0)])
     assert found.dtype == torch.int64 and (found[[0, 2]] == -1).all() and (found[1] >= 0).any()
 
 
-def test_padding_and_the_other_pictures_do_not_matter(ssd300, dice):
+def test_padding_and_the_other_images_do_not_matter(ssd300, dice):
     sets = [some(dice, n, "random") for n in (4, 1, 9, 0)]
     boxes, labels = padded(sets)
     expected = match(ssd300, boxes, labels > 0)
@@ -326,18 +326,18 @@ def test_nms_is_brute_force_and_torchvisions(kind, dice):
 
 
 @pytest.mark.parametrize("n", [0, 1, 60, 3000])  # torchvision changes its method at 1000
-def test_nms_keeps_classes_and_pictures_apart_and_its_order(n, dice):
+def test_nms_keeps_classes_and_images_apart_and_its_order(n, dice):
     boxes = some(dice, n, "random") - 150.0                            # half of the coordinates are negative
     scores = torch.randint(0, 20, (n,), generator=dice) / 20
-    labels, pictures = torch.randint(1, 5, (n,), generator=dice), torch.randint(0, 4, (n,), generator=dice)
+    labels, images = torch.randint(1, 5, (n,), generator=dice), torch.randint(0, 4, (n,), generator=dice)
     expected = []
-    for picture in range(4):
+    for image in range(4):
         own = []
         for label in range(1, 5):
-            numbers = ((pictures == picture) & (labels == label)).nonzero()[:, 0]
+            numbers = ((images == image) & (labels == label)).nonzero()[:, 0]
             own += numbers[torchvision_nms(boxes[numbers], scores[numbers], 0.45)].tolist()
         expected += sorted(own, key=lambda i: (-scores[i].item(), i))[:25]
-    assert nms(boxes, scores, labels, pictures, top=25).tolist() == expected
+    assert nms(boxes, scores, labels, images, top=25).tolist() == expected
 
 
 def test_nms_of_boxes_in_far_apart_groups_is_as_exact_as_alone(dice):
@@ -371,7 +371,7 @@ def test_wrong_shapes_are_refused(boxes, labels):
 
 def test_good_targets_pass(targets):
     check_boxes(torch.tensor([GOOD, GOOD]), torch.tensor([1, 5]), "x")
-    check_boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), "a picture without objects")
+    check_boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), "an image without objects")
     for target in targets: check_boxes(target["boxes"], target["labels"], "streets")
 
 
@@ -387,10 +387,10 @@ def by_hand(m):
     assert m.iou(tensor([1, 1, 1, 5]), tensor([1, 1, 1, 5])).item() == 0
     assert close(m.xyxy_to_cxcywh(tensor([1, 2, 7, 4])), [4, 3, 6, 2])
     assert close(m.cxcywh_to_xyxy(tensor([4, 3, 6, 2])), [1, 2, 7, 4])
-    wide = m.anchors([(1, 2)], [0.5, 0.72], [[4]], picture=(10, 40))
+    wide = m.anchors([(1, 2)], [0.5, 0.72], [[4]], image=(10, 40))
     assert close(m.xyxy_to_cxcywh(wide)[[0, 1, 2, 3, 4]],
                  [10, 5, 20, 5], [10, 5, 24, 6], [10, 5, 40, 2.5], [10, 5, 10, 10], [30, 5, 20, 5])
-    two = m.anchors([(2, 1), (1, 1)], [0.2, 0.4, 0.6], [[], []], picture=(10, 40), steps=[4, 10])
+    two = m.anchors([(2, 1), (1, 1)], [0.2, 0.4, 0.6], [[], []], image=(10, 40), steps=[4, 10])
     assert close(m.xyxy_to_cxcywh(two)[[0, 2]], [2, 2, 8, 2], [2, 6, 8, 2]) and len(two) == 6
     grid = tensor([0, 0, 4, 4], [4, 0, 8, 4], [8, 0, 12, 4])
     sets = [tensor([1, 0, 5, 4], [8, 0, 12, 2]), tensor([5, 1, 6, 2]), tensor([4, 0, 8, 3], [5, 0, 9, 4]),
@@ -437,9 +437,9 @@ KNOCK_OUTS = {
     "variances forgotten": ("return torch.cat([centre, sides], -1) /", "return torch.cat([centre, sides], -1) + 0 *"),
     "NMS off": ("threshold).sort().values", "1.0).sort().values"),
     "classes mixed in NMS": ("* (labels.max() + 1) + labels", "* (labels.max() + 1)"),
-    "pictures mixed in NMS": ("pictures * (labels.max() + 1)", "0 * (labels.max() + 1)"),
+    "images mixed in NMS": ("images * (labels.max() + 1)", "0 * (labels.max() + 1)"),
     "negative coordinates in NMS": ("boxes.double() - boxes.min()", "boxes.double()"),
-    "top of all pictures": ("kept[rank < top]", "kept[:top]")}
+    "top of all images": ("kept[rank < top]", "kept[:top]")}
 
 
 @pytest.mark.parametrize("right, wrong", KNOCK_OUTS.values(), ids=KNOCK_OUTS)

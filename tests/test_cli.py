@@ -52,16 +52,16 @@ def one_line(capsys, *argv):
 def test_evaluate_prints_accuracy_and_time(digits, bundle, capsys):
     assert main(["evaluate", str(bundle), "--data", str(digits), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["accuracy"] > 0.8 and result["seconds"] > 0 and result["pictures"] > 10 and result["split"] == "test"
+    assert result["accuracy"] > 0.8 and result["seconds"] > 0 and result["images"] > 10 and result["split"] == "test"
     assert main(["evaluate", str(bundle), "--data", str(digits), "--split", "valid"]) == 0
     said = capsys.readouterr()
-    assert "accuracy" in said.out and "has learnt from these pictures" in said.err  # `refit`: from the validation pictures too
+    assert "accuracy" in said.out and "has learnt from these images" in said.err  # `refit`: from the validation images too
 
 
-def test_predict_reads_a_folder_a_zip_and_a_picture(digits, bundle, tmp_path, capsys):
+def test_predict_reads_a_folder_a_zip_and_a_image(digits, bundle, tmp_path, capsys):
     folder = tmp_path / "new"
     shutil.copytree(digits / "ziffer 0 ü", folder)
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no image")
     assert main(["predict", str(bundle), str(folder), "--out", str(tmp_path / "p.json"), "--top-k", "2"]) == 0
     rows = {row["file"]: row for row in json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))}
     assert len(rows) == 41 and "error" in rows["broken.jpg"]
@@ -143,17 +143,17 @@ def test_a_bundle_can_be_written_here_and_behind_a_link_and_again(digits, tmp_pa
     assert "nothing can be written" in one_line(capsys, "train", "svm", "--data", digits, "--out", tmp_path / "file" / "b")
 
 
-def test_predictions_never_replace_pictures(digits, bundle, tmp_path, capsys):
-    picture = tmp_path / "1.png"
-    shutil.copy(digits / "ziffer 1 ü" / "1.png", picture)
-    before = picture.read_bytes()
-    for source in (picture, tmp_path): assert "originals" in one_line(capsys, "predict", bundle, source, "--out", picture)
-    assert picture.read_bytes() == before
-    assert main(["predict", str(bundle), str(picture), "--out", str(tmp_path / "new" / "p.json")]) == 0
+def test_predictions_never_replace_images(digits, bundle, tmp_path, capsys):
+    image = tmp_path / "1.png"
+    shutil.copy(digits / "ziffer 1 ü" / "1.png", image)
+    before = image.read_bytes()
+    for source in (image, tmp_path): assert "originals" in one_line(capsys, "predict", bundle, source, "--out", image)
+    assert image.read_bytes() == before
+    assert main(["predict", str(bundle), str(image), "--out", str(tmp_path / "new" / "p.json")]) == 0
     assert json.loads((tmp_path / "new" / "p.json").read_text(encoding="utf-8"))[0]["predictions"]
 
 
-def test_pictures_below_a_single_folder_are_named_from_the_given_path_and_safe(digits, bundle, tmp_path, capsys):
+def test_images_below_a_single_folder_are_named_from_the_given_path_and_safe(digits, bundle, tmp_path, capsys):
     inner = tmp_path / "holiday" / "2024" / "day 1"
     inner.mkdir(parents=True)
     shutil.copy(digits / "ziffer 1 ü" / "1.png", inner / "1.png")
@@ -171,8 +171,8 @@ def test_predictions_never_go_into_the_bundle(digits, bundle, capsys):
     assert (bundle / "model.json").read_bytes() == before and not (bundle / "new.json").exists()
 
 
-def test_predict_says_how_many_pictures_it_cannot_read(digits, bundle, tmp_path, capsys):
-    (tmp_path / "notes.txt").write_text("no picture")
+def test_predict_says_how_many_images_it_cannot_read(digits, bundle, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("no image")
     assert main(["predict", str(bundle), str(tmp_path / "notes.txt"), "--out", str(tmp_path / "p.json")]) == 2
     assert "1 of them cannot be read" in capsys.readouterr().err
     assert main(["predict", str(bundle), str(digits), "--out", str(tmp_path / "p.json")]) == 0
@@ -279,9 +279,9 @@ def test_a_reader_who_leaves_is_no_error(buffering):
     assert process.stderr.read() == b"" and process.wait() == 141
 
 
-def predictions(bundle, pictures):
-    "What a bundle says of all pictures in a folder, to the last digit that is written."
-    assert main(["predict", str(bundle), str(pictures), "--out", f"{bundle}.json"]) == 0
+def predictions(bundle, images):
+    "What a bundle says of all images in a folder, to the last digit that is written."
+    assert main(["predict", str(bundle), str(images), "--out", f"{bundle}.json"]) == 0
     return json.loads(Path(f"{bundle}.json").read_text(encoding="utf-8"))
 
 

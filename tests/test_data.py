@@ -1,4 +1,4 @@
-"Pictures, splits, caches and layouts: what `course_lib.data` promises, and that breaking it is noticed."
+"Images, splits, caches and layouts: what `course_lib.data` promises, and that breaking it is noticed."
 import io
 import json
 import multiprocessing
@@ -31,7 +31,7 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
-# pictures
+# images
 
 RGB, GREY = scene(1), scene(2)[..., 0]
 WIDE = GREY.astype(np.uint16) * 257 - scene(3)[..., 0] % 200 * (GREY > 0)  # 16 bits whose lower half says something else
@@ -42,20 +42,20 @@ UPRIGHT = {1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1], 5: RGB.tra
 def grey(values): return np.repeat(np.asarray(values, np.uint8)[..., None], 3, axis=2)
 
 
-def with_exif(orientation, picture=RGB, kind="png"):
+def with_exif(orientation, image=RGB, kind="png"):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encoded(picture, kind, exif=exif)
+    return encoded(image, kind, exif=exif)
 
 
-def pages(*pictures):
-    first, *rest = map(Image.fromarray, pictures)
+def pages(*images):
+    first, *rest = map(Image.fromarray, images)
     return encoded(first, "tiff", save_all=True, append_images=rest)
 
 
 PALETTE = Image.fromarray(RGB).quantize(16)
 ALPHA = np.dstack([RGB, np.where(GREY > 128, 255, 0).astype(np.uint8)])  # transparent here and there
-FORMATS = {  # name: (file, the picture in it, most difference allowed)
+FORMATS = {  # name: (file, the image in it, most difference allowed)
     "png": (encoded(RGB), RGB, 0), "bmp": (encoded(RGB, "bmp"), RGB, 0), "tiff": (encoded(RGB, "tiff"), RGB, 0),
     "webp": (encoded(RGB, "webp", lossless=True), RGB, 0), "jpeg": (encoded(RGB, "jpeg", quality=95), RGB, 25),
     "grey": (encoded(GREY), grey(GREY), 0), "grey jpeg": (encoded(GREY, "jpeg", quality=95), grey(GREY), 25),
@@ -82,9 +82,9 @@ FORMATS = {  # name: (file, the picture in it, most difference allowed)
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_becomes_rgb(name):
     file, expected, tolerance = FORMATS[name]
-    picture = data.decode(file)
-    assert picture.dtype == np.uint8 and picture.shape == expected.shape and picture.flags.c_contiguous
-    assert np.abs(picture.astype(int) - expected).max() <= tolerance
+    image = data.decode(file)
+    assert image.dtype == np.uint8 and image.shape == expected.shape and image.flags.c_contiguous
+    assert np.abs(image.astype(int) - expected).max() <= tolerance
     record = data.look(file)
     assert (record.problem, record.height, record.width) == ("", *expected.shape[:2])
 
@@ -93,7 +93,7 @@ def check_orientation():
     for tag, expected in UPRIGHT.items(): np.testing.assert_array_equal(data.decode(with_exif(tag)), expected)
 
 
-def test_pictures_stand_upright(): check_orientation()
+def test_images_stand_upright(): check_orientation()
 
 
 @pytest.mark.parametrize("values, expected", [
@@ -112,7 +112,7 @@ def test_a_fingerprint_sees_every_flag(tmp_path):
     assert data.load(tmp_path / "b").fingerprint != before
 
 
-def test_pictures_smaller_than_the_shift_are_moved_less():
+def test_images_smaller_than_the_shift_are_moved_less():
     images = torch.arange(2 * 3 * 16).view(2, 3, 4, 4)
     assert data.shift(images, torch.Generator().manual_seed(0)).shape == images.shape
 
@@ -125,7 +125,7 @@ def test_nonsense_in_exif_does_no_harm(file):
 
 
 JPEG, PNG = encoded(RGB, "jpeg", quality=90), encoded(RGB)
-UNREADABLE = {"zero bytes": b"", "text": b"no picture", "half a jpeg": JPEG[:len(JPEG) // 2], "half a png": PNG[:len(PNG) // 2],
+UNREADABLE = {"zero bytes": b"", "text": b"no image", "half a jpeg": JPEG[:len(JPEG) // 2], "half a png": PNG[:len(PNG) // 2],
               "head of a jpeg": JPEG[:20], "decompression bomb": bomb(), "png with wrong bytes": PNG[:80] + b"????" + PNG[84:],
               "half a webp": encoded(RGB, "webp")[:60], "half a tiff": encoded(RGB, "tiff")[:3000], "svg": b"<svg/>"}
 
@@ -161,7 +161,7 @@ def splitting(found, seed=0): return {i.record.digest: i.split for i in data.spl
 
 
 def covered(found, seed=0):
-    "The (class, split) pairs that have a picture."
+    "The (class, split) pairs that have an image."
     return {(label, i.split) for i in data.split_items(found, seed, **SHARES) for label in i.labels}
 
 
@@ -179,7 +179,7 @@ def test_every_class_is_in_every_split(sizes, seed, salt):
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_a_class_of_fewer_than_three_pictures_is_refused(n):
+def test_a_class_of_fewer_than_three_images_is_refused(n):
     with pytest.raises(CourseError, match="class 1"): data.split_items(single([20, n]), 0, **SHARES)
 
 
@@ -191,7 +191,7 @@ def test_every_object_class_is_in_every_split(rare, seed):
 
 
 def check_stability():
-    "Adding a picture to big classes moves no other."
+    "Adding an image to big classes moves no other."
     big = {f"{k}-{i}": f"class {k}" for k in range(3) for i in range(120)}
     for seed in range(4):
         before = splitting(made_up(big), seed)
@@ -199,12 +199,12 @@ def check_stability():
         assert {digest: after[digest] for digest in before} == before
 
 
-def test_adding_pictures_moves_no_other(): check_stability()
+def test_adding_images_moves_no_other(): check_stability()
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 2**32))
-def test_adding_one_picture_moves_no_other(seed, new):
+def test_adding_one_image_moves_no_other(seed, new):
     big = {f"{k}-{i}": f"class {k}" for k in range(2) for i in range(150)}
     assume(str(new) not in big)
     before, after = splitting(made_up(big), seed), splitting(made_up({**big, str(new): "class 1"}), seed)
@@ -349,8 +349,8 @@ def test_a_data_set_wins_over_a_folder_of_its_name(known, tmp_path, monkeypatch)
 
 
 def made_up_splits():
-    "Splits of one class, of one picture each."
-    part = data.Pictures(["0"], [0], ["made up"], data.SINGLE, lambda i: scene(1), "key")
+    "Splits of one class, of one image each."
+    part = data.Images(["0"], [0], ["made up"], data.SINGLE, lambda i: scene(1), "key")
     return data.Splits(part, part, part, ["made up"], data.SINGLE, "streets")
 
 
@@ -372,7 +372,7 @@ def test_specs_that_name_nothing_are_one_line(spec, tmp_path, monkeypatch):
 
 @pytest.fixture
 def looks(monkeypatch):
-    "How often a picture was looked at."
+    "How often an image was looked at."
     count, look = [], data.look
     monkeypatch.setattr(data, "look", lambda content: count.append(1) or look(content))
     return count
@@ -380,7 +380,7 @@ def looks(monkeypatch):
 
 @pytest.fixture(params=["folder", "zip"])
 def two_versions(request, tmp_path):
-    "A data set and a function that changes one picture of it, not the file's size, and sets its time back."
+    "A data set and a function that changes one image of it, not the file's size, and sets its time back."
     folder = class_folders(tmp_path / "data", n=6)
     files = [put(folder / name / "same size.bmp", encoded(scene(77 + i), "bmp")) for i, name in enumerate(("cat", "dog"))]
     path = folder if request.param == "folder" else zipped(folder, tmp_path / "data.zip")
@@ -395,7 +395,7 @@ def two_versions(request, tmp_path):
     return path, change
 
 
-def test_each_picture_is_looked_at_once(two_versions, looks):
+def test_each_image_is_looked_at_once(two_versions, looks):
     path, change = two_versions
     first = data.load(path)
     assert len(looks) == 14
@@ -409,7 +409,7 @@ def test_the_pixel_cache_is_rebuilt_when_a_file_changes(two_versions):
 
     def cached():
         splits = data.load(path)
-        return {name: picture for part in data.NAMES for name, picture in zip(splits[part].names, data.pixels(splits[part], 16))}
+        return {name: image for part in data.NAMES for name, image in zip(splits[part].names, data.pixels(splits[part], 16))}
 
     before = cached()
     change()
@@ -446,7 +446,7 @@ def test_a_truncated_pixel_cache_is_made_again(tmp_path, home):
 
 @pytest.mark.parametrize("spoil", [lambda file: file.unlink(), lambda file: file.write_bytes(b"?"),
                                    lambda file: file.write_bytes(encoded(scene(12345)))], ids=["deleted", "broken", "replaced"])
-def test_a_picture_that_changes_between_survey_and_reading_is_named(spoil, tmp_path):
+def test_a_image_that_changes_between_survey_and_reading_is_named(spoil, tmp_path):
     folder = class_folders(tmp_path / "data")
     splits = data.load(folder)
     time.sleep(0.02)
@@ -476,15 +476,15 @@ def test_a_home_that_cannot_be_written_to_is_no_surprise(place, tmp_path, monkey
 
 
 @pytest.mark.parametrize("fit", ["crop", "squash"])
-def test_the_cache_holds_each_picture_resized(fit, tmp_path):
+def test_the_cache_holds_each_image_resized(fit, tmp_path):
     train = data.load(class_folders(tmp_path / "data")).train
     cached = data.pixels(train, 20, fit)
     assert isinstance(cached, np.memmap) and not cached.flags.writeable and cached.dtype == np.uint8
-    for i, picture in enumerate(cached):
+    for i, image in enumerate(cached):
         tensor = torch.from_numpy(train.read(i)).permute(2, 0, 1)
         if fit == "crop": expected = reference.center_crop(reference.resize(tensor, [20], antialias=True), [20, 20])
         else: expected = reference.resize(tensor, [20, 20], antialias=True)
-        difference = np.abs(picture.astype(int) - expected.permute(1, 2, 0).numpy())
+        difference = np.abs(image.astype(int) - expected.permute(1, 2, 0).numpy())
         assert difference.mean() < 4  # torchvision rounds the crop to whole pixels
 
 
@@ -548,11 +548,11 @@ def test_after_ten_kills_the_next_run_is_right(tmp_path, monkeypatch):
 @FORK
 def test_processes_read_a_zip_side_by_side(tmp_path):
     "As the workers of a DataLoader do: they must not share a place in the open file."
-    pictures = data.load(zipped(class_folders(tmp_path / "data", n=20), tmp_path / "data.zip")).train
-    expected, answers = [pictures.read(i).tobytes() for i in range(len(pictures))], fork.Queue()
+    images = data.load(zipped(class_folders(tmp_path / "data", n=20), tmp_path / "data.zip")).train
+    expected, answers = [images.read(i).tobytes() for i in range(len(images))], fork.Queue()
 
     def reader():
-        try: answers.put(all([pictures.read(i).tobytes() for i in range(len(pictures))] == expected for _ in range(20)))
+        try: answers.put(all([images.read(i).tobytes() for i in range(len(images))] == expected for _ in range(20)))
         except Exception as error: answers.put(error)
 
     workers = [fork.Process(target=reader) for _ in range(4)]
@@ -563,7 +563,7 @@ def test_processes_read_a_zip_side_by_side(tmp_path):
 
 # batches
 
-def test_batches_cover_each_picture_once_in_an_order_of_seed_and_epoch(tmp_path):
+def test_batches_cover_each_image_once_in_an_order_of_seed_and_epoch(tmp_path):
     train = data.load(class_folders(tmp_path / "data", n=30)).train
     make = lambda **how: data.Batches(train, 12, 7, **how)
     whole = data.pixels(train, 12)
@@ -630,7 +630,7 @@ def made_up_items(layout, splits=True):
 
 
 def essence(items, layout):
-    "What must survive, by the picture's digest."
+    "What must survive, by the image's digest."
     flags = data.FLAGS if layout == "voc" else ()
     return {item.record.digest: (item.split, item.label, [(o.name, *(getattr(o, flag) for flag in flags)) for o in item.objects])
             for item in items}
@@ -741,10 +741,10 @@ def by_chance(found, seed, valid, test):
 
 
 KNOCK_OUTS = {
-    "no exif": (("ImageOps.exif_transpose", lambda picture: picture), check_orientation),
+    "no exif": (("ImageOps.exif_transpose", lambda image: image), check_orientation),
     "16 bits cut off": (("_eight_bits", lambda values: values.astype(np.uint8)), check_sixteen_bits),
-    "no colour conversion": (("to_rgb", lambda picture: picture), check_sixteen_bits),
-    "transparency ignored": (("to_rgb", lambda picture: picture.convert("RGB")), check_transparency),
+    "no colour conversion": (("to_rgb", lambda image: image), check_sixteen_bits),
+    "transparency ignored": (("to_rgb", lambda image: image.convert("RGB")), check_transparency),
     "shuffled split, stability": (("split_items", by_chance), check_stability),
     "shuffled split, classes": (("split_items", by_chance), check_classes),
     "shuffled split, copies": (("split_items", by_chance), check_copies),

@@ -24,7 +24,7 @@ from course_lib import cli
 from course_lib import detection as module
 from course_lib.boxes import anchors, iou, xyxy_to_cxcywh
 from course_lib.core import CourseError, models, open_model
-from course_lib.data import DETECTION, Pictures, check, load, write_splits
+from course_lib.data import DETECTION, Images, check, load, write_splits
 from course_lib.detection import (AveragePrecision, Coco, Detection, ap50, as_truth, best_threshold, detections, free_place,
                                   diagnose, draw, evaluate_detector, learn_by_heart, scores_of, sort_detections, squared)
 from course_lib.train import Recipe
@@ -47,8 +47,8 @@ def streets(): return load("streets?view=detection&n=16&valid=6&test=6&size=64")
 def trained(streets): return models["ssd"](streets, **TINY)
 
 
-def random_outputs(dice, pictures=3, classes=4, sure=2.0):
-    shape = pictures, len(GRID)
+def random_outputs(dice, images=3, classes=4, sure=2.0):
+    shape = images, len(GRID)
     return dict(loc=torch.randn(*shape, 4, generator=dice), conf=sure * torch.randn(*shape, classes + 1, generator=dice), anchors=GRID)
 
 
@@ -80,14 +80,14 @@ def test_detections_are_torchvisions(how, dice):
     agree(detections(outputs, 96, **how), by_torchvision(outputs, 96, **how))
 
 
-def test_no_detection_and_no_picture(dice):
+def test_no_detection_and_no_image(dice):
     outputs = random_outputs(dice)
     outputs["conf"][..., 0] = 50
     assert [len(found["boxes"]) for found in detections(outputs, 96)] == [0, 0, 0]
     assert all(found["boxes"].shape == (0, 4) for found in detections(outputs, 96))
 
 
-def test_boxes_stay_in_the_picture_and_scores_fall(dice):
+def test_boxes_stay_in_the_image_and_scores_fall(dice):
     for found in detections(random_outputs(dice), 96):
         assert found["boxes"].min() >= 0 and found["boxes"].max() <= 96 and found["labels"].min() >= 1 and found["labels"].max() <= 4
         assert (found["scores"].diff() <= 0).all()
@@ -95,10 +95,10 @@ def test_boxes_stay_in_the_picture_and_scores_fall(dice):
 
 # ---- average precision: brute force, pycocotools, ours
 
-def random_case(seed, pictures=3, classes=3):
+def random_case(seed, images=3, classes=3):
     "Detections near objects, far from them, twice; some objects difficult."
     rng, found, targets = np.random.default_rng(seed), [], []
-    for _ in range(pictures):
+    for _ in range(images):
         n = rng.integers(0, 6)
         low = rng.uniform(0, 70, (n, 2))
         truth = np.concatenate([low, low + rng.uniform(5, 30, (n, 2))], 1).astype(np.float32)
@@ -235,11 +235,11 @@ def test_a_detection_inside_a_difficult_object_is_no_error_but_one_of_another_cl
 
 def test_where_nothing_counts_there_is_no_score():
     hidden = [dict(boxes=np.array([[0.0, 0, 9, 9]]), labels=np.array([k]), difficult=np.array([k == 2])) for k in (1, 2)]
-    pictures = Pictures(["a", "b"], hidden, ["seen", "hidden"], DETECTION, None, "key")
+    images = Images(["a", "b"], hidden, ["seen", "hidden"], DETECTION, None, "key")
     precision = torch.full((10, 101, 2), -1.0)
-    with pytest.raises(CourseError, match="nothing to find"): scores_of(precision, pictures)
+    with pytest.raises(CourseError, match="nothing to find"): scores_of(precision, images)
     precision[:, :, 0] = 0.5
-    scores = scores_of(precision, pictures)
+    scores = scores_of(precision, images)
     assert scores["map"] == 0.5 and scores["per_class"]["hidden"] == dict(map=None, map_50=None, map_75=None, objects=1)
 
 
@@ -261,16 +261,16 @@ class Says:
     def detect(self, images, least=0.01): return [self.answers.pop(0) for _ in images]
 
 
-def pictures_with(boxes, labels, size=96):
+def images_with(boxes, labels, size=96):
     targets = [dict(boxes=box.numpy(), labels=label.numpy()) for box, label in zip(boxes, labels)]
-    return Pictures([f"{i}.png" for i in range(len(targets))], targets, ["a", "b", "c"], DETECTION,
+    return Images([f"{i}.png" for i in range(len(targets))], targets, ["a", "b", "c"], DETECTION,
                     lambda i: np.zeros((size, size, 3), np.uint8), sha1(f"{boxes}{labels}".encode()).hexdigest())
 
 
-def answers_to(pictures, change):
+def answers_to(images, change):
     "The truth, changed."
     exact = [dict(boxes=torch.tensor(t["boxes"]), labels=torch.tensor(t["labels"]), scores=torch.linspace(0.9, 0.8, len(t["labels"])))
-             for t in pictures.targets]
+             for t in images.targets]
     return [dict(one, **change(one)) for one in exact]
 
 
@@ -290,28 +290,28 @@ MISTAKES = {
 
 @pytest.mark.parametrize("what", MISTAKES)
 def test_each_mistake_is_named(what):
-    pictures = pictures_with(BOXES, LABELS)
-    reasons = diagnose(Says(answers_to(pictures, MISTAKES[what])), pictures)
+    images = images_with(BOXES, LABELS)
+    reasons = diagnose(Says(answers_to(images, MISTAKES[what])), images)
     assert any(what in reason for reason in reasons), reasons
 
 
 def test_nothing_is_wrong_with_the_truth():
-    pictures = pictures_with(BOXES, LABELS)
-    assert diagnose(Says(answers_to(pictures, lambda one: {})), pictures) == []
+    images = images_with(BOXES, LABELS)
+    assert diagnose(Says(answers_to(images, lambda one: {})), images) == []
 
 
 def test_objects_too_small_for_the_anchors_are_named():
-    pictures = pictures_with([box * 0.05 + 40 for box in BOXES], LABELS)
-    assert any("fit no anchor" in reason for reason in diagnose(Says(answers_to(pictures, lambda one: {})), pictures))
+    images = images_with([box * 0.05 + 40 for box in BOXES], LABELS)
+    assert any("fit no anchor" in reason for reason in diagnose(Says(answers_to(images, lambda one: {})), images))
 
 
-# ---- pictures in, pictures out
+# ---- images in, images out
 
 def test_squares_keep_boxes_on_their_objects():
-    picture = np.zeros((60, 120, 3), np.uint8)
-    picture[15:45, 30:90] = 255
-    one = Pictures(["a.png"], [dict(boxes=np.array([[30, 15, 90, 45]], np.float32), labels=np.array([1]), difficult=np.array([False]))],
-                   ["a"], DETECTION, lambda i: picture, "one white box")
+    image = np.zeros((60, 120, 3), np.uint8)
+    image[15:45, 30:90] = 255
+    one = Images(["a.png"], [dict(boxes=np.array([[30, 15, 90, 45]], np.float32), labels=np.array([1]), difficult=np.array([False]))],
+                   ["a"], DETECTION, lambda i: image, "one white box")
     square = squared(one, 80)
     ys, xs = np.nonzero(square.read(0)[..., 0] > 127)
     assert square.read(0).shape == (80, 80, 3)
@@ -336,7 +336,7 @@ def test_views_are_made_anew_where_there_is_no_room(streets, monkeypatch):
     assert not loader.kept
 
 
-def test_boxes_come_back_in_pixels_of_the_picture(trained):
+def test_boxes_come_back_in_pixels_of_the_image(trained):
     rng = np.random.default_rng(0)
     small = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
     wide = np.asarray(Image.fromarray(small).resize((192, 128), Image.Resampling.NEAREST))
@@ -346,10 +346,10 @@ def test_boxes_come_back_in_pixels_of_the_picture(trained):
 
 
 def test_drawings_show_each_box():
-    picture = np.full((50, 40, 3), 200, np.uint8)
+    image = np.full((50, 40, 3), 200, np.uint8)
     found = dict(boxes=tensor([5, 20, 30, 45]), labels=ints(2), scores=tensor(0.87))
-    seen = draw(picture, found, ["a", "kangaroo"])
-    assert max(seen.shape) >= 480 and (seen != 200).any() and (draw(picture, {k: v[:0] for k, v in found.items()}, ["a", "b"]) == 200).all()
+    seen = draw(image, found, ["a", "kangaroo"])
+    assert max(seen.shape) >= 480 and (seen != 200).any() and (draw(image, {k: v[:0] for k, v in found.items()}, ["a", "b"]) == 200).all()
     scale = seen.shape[0] // 50
     assert (seen[45 * scale, 10 * scale:25 * scale] != 200).any(1).all()            # the lower edge
 
@@ -358,14 +358,14 @@ def test_drawings_show_each_box():
 
 def test_saved_and_opened_it_says_the_same(trained, streets, tmp_path):
     trained.save(tmp_path / "b", architecture="ssd")
-    again, picture = open_model(tmp_path / "b"), streets.test.read(0)
-    for name, value in trained.detect([picture], least=0.0)[0].items(): assert torch.equal(value, again.detect([picture], least=0.0)[0][name])
+    again, image = open_model(tmp_path / "b"), streets.test.read(0)
+    for name, value in trained.detect([image], least=0.0)[0].items(): assert torch.equal(value, again.detect([image], least=0.0)[0][name])
     assert again.threshold == trained.threshold and again.classes == streets.classes
 
 
 def test_scores_have_a_row_for_each_class(trained, streets):
     scores = evaluate_detector(trained, streets.test)
-    assert list(scores["per_class"]) == streets.classes and scores["pictures"] == 6
+    assert list(scores["per_class"]) == streets.classes and scores["images"] == 6
     assert sum(row["objects"] for row in scores["per_class"].values()) == sum(len(t["labels"]) for t in streets.test.targets)
     assert 0 <= scores["map"] <= scores["map_50"] <= 1
     with pytest.raises(CourseError, match="empty"): evaluate_detector(trained, streets.test.subset([]))
@@ -397,7 +397,7 @@ def test_refusals(streets):
         with pytest.raises(CourseError, match="boxes"): models["cnn"](single, augment=name, epochs=1)
 
 
-def test_ten_pictures_by_heart_or_a_reason(streets, monkeypatch):
+def test_ten_images_by_heart_or_a_reason(streets, monkeypatch):
     asked = []
     monkeypatch.setattr(module, "diagnose", lambda *given: asked.append(given) or ["because"])
     score, reasons = learn_by_heart("ssd", streets, **{**TINY, "epochs": 1})
@@ -424,8 +424,8 @@ def test_three_commands(streets, tmp_path, capsys):
     for row in rows:
         assert row["width"] == row["height"] == 64 and len(row["detections"]) == 3
         for thing in row["detections"]: assert thing["label"] in streets.classes and 0 <= min(thing["box"]) and max(thing["box"]) <= 64
-    picture = f"{data}/JPEGImages/{rows[0]['file'].split('/')[-1]}"
-    assert cli.main(["predict", out, picture, "--threshold", "0.0"]) == 0 and " at " in capsys.readouterr().out
+    image = f"{data}/JPEGImages/{rows[0]['file'].split('/')[-1]}"
+    assert cli.main(["predict", out, image, "--threshold", "0.0"]) == 0 and " at " in capsys.readouterr().out
 
 
 def corners(*values):
@@ -435,7 +435,7 @@ def corners(*values):
 
 
 FAULTS = {"broken annotation": lambda xml: xml[:len(xml) // 2], "swapped corners": corners(40, 40, 10, 10),
-          "box outside": corners(-9, -9, 30, 90), "zero-area box": corners(10, 10, 10, 30), "missing picture": str,
+          "box outside": corners(-9, -9, 30, 90), "zero-area box": corners(10, 10, 10, 30), "missing image": str,
           "unknown label": lambda xml: re.sub("<name>.*?</name>", "<name>tank</name>", xml, count=1)}
 
 
@@ -446,7 +446,7 @@ def test_a_folder_with_every_fault_is_named_repaired_and_never_a_nan(tmp_path):
     for stem, (kind, change) in zip(listed, FAULTS.items()):
         path = folder / "Annotations" / f"{stem}.xml"
         path.write_text(change(path.read_text()))
-        if kind == "missing picture": next((folder / "JPEGImages").glob(f"{stem}.*")).unlink()
+        if kind == "missing image": next((folder / "JPEGImages").glob(f"{stem}.*")).unlink()
     (folder / "labels.txt").write_text("\n".join(drawn.classes))
     named = {(found.kind, found.where) for found in check(folder).findings}
     assert named >= {(kind, f"Annotations/{stem}.xml") for stem, kind in zip(listed, FAULTS)}
@@ -455,7 +455,7 @@ def test_a_folder_with_every_fault_is_named_repaired_and_never_a_nan(tmp_path):
     assert all(value.isfinite().all() for value in trained.model.state_dict().values())
 
 
-def test_names_in_drawn_pictures_are_inside_and_apart():
+def test_names_in_drawn_images_are_inside_and_apart():
     taken = []
     for box in [(10, 30, 60, 90)] * 4 + [(10, 10, 60, 15), (80, 0, 99, 20)]:     # four times the same, one higher, one in a corner
         taken.append(free_place(box, (30, 10), (100, 100), taken))
@@ -464,7 +464,7 @@ def test_names_in_drawn_pictures_are_inside_and_apart():
         assert 0 <= x1 < x2 <= 100 and 0 <= y1 < y2 <= 100
         assert not iou(torch.tensor([[x1, y1, x2, y2]]).float(), torch.tensor(taken[:n]).view(-1, 4).float()).any()
     assert free_place((10, 30, 60, 90), (30, 10), (100, 100), taken) == taken[0]  # nowhere is free: above
-    assert free_place((0, 0, 4, 4), (30, 10), (20, 6), []) == (0, 0, 30, 10)      # a picture smaller than the label
+    assert free_place((0, 0, 4, 4), (30, 10), (20, 6), []) == (0, 0, 30, 10)      # an image smaller than the label
 
 
 def test_only_detectors_draw(tmp_path, capsys):
@@ -494,7 +494,7 @@ dist.destroy_process_group()
 
 
 def known_answers():
-    "Detections and truths of five pictures."
+    "Detections and truths of five images."
     dice = torch.Generator().manual_seed(3)
     def boxes(n):
         low = torch.rand(n, 2, generator=dice) * 40
@@ -529,7 +529,7 @@ def errors_right(): test_the_less_probable_one_is_the_duplicate()
 
 def turned(offsets, grid, *rest): return boxes_module.decode(offsets, grid, *rest)[..., [1, 0, 3, 2]]
 def mirrored(offsets, grid, *rest): return boxes_module.decode(offsets * tensor(-1, 1, 1, 1), grid, *rest)
-def all_stay(boxes, scores, labels, pictures, threshold, top): return boxes_module.nms(boxes, scores, labels, pictures, 1.0, top)
+def all_stay(boxes, scores, labels, images, threshold, top): return boxes_module.nms(boxes, scores, labels, images, 1.0, top)
 def counted(targets, device="cpu"): return [dict(t, iscrowd=t["iscrowd"] * 0) for t in as_truth(targets, device)]
 
 

@@ -81,12 +81,12 @@ def jpeg_with(exif): return encoded(scene(41), "jpeg", exif=exif)
 
 
 FAULTS = {  # what lies in cat/: (name, content, the level and kind of what is to be said about it; None: nothing bad)
-    "cut off": ("x.jpg", JPEG[:len(JPEG) // 2], ("error", "unreadable picture")),
-    "zero bytes": ("x.jpg", b"", ("error", "unreadable picture")),
-    "text": ("x.jpg", b"hello", ("error", "unreadable picture")),
-    "bomb": ("x.png", bomb(), ("error", "unreadable picture")),
-    "bomb that is whole": ("x.png", encoded(Image.new("1", (20000, 10000))), ("error", "unreadable picture")),
-    "png with wrong bytes": ("x.png", PNG[:80] + b"????" + PNG[84:], ("error", "unreadable picture")),
+    "cut off": ("x.jpg", JPEG[:len(JPEG) // 2], ("error", "unreadable image")),
+    "zero bytes": ("x.jpg", b"", ("error", "unreadable image")),
+    "text": ("x.jpg", b"hello", ("error", "unreadable image")),
+    "bomb": ("x.png", bomb(), ("error", "unreadable image")),
+    "bomb that is whole": ("x.png", encoded(Image.new("1", (20000, 10000))), ("error", "unreadable image")),
+    "png with wrong bytes": ("x.png", PNG[:80] + b"????" + PNG[84:], ("error", "unreadable image")),
     "1 x 1": ("x.png", encoded(scene(51, 1, 1)), ("warning", "odd size")),
     "very long": ("x.png", encoded(scene(52, 9, 3000)), ("warning", "odd size")),
     "png named jpg": ("x.jpg", encoded(scene(53)), ("warning", "mislabelled file")),
@@ -97,15 +97,15 @@ FAULTS = {  # what lies in cat/: (name, content, the level and kind of what is t
     "heic": ("x.HEIC", b"?", ("warning", "unknown format")),
     "cmyk": ("x.jpg", encoded(Image.fromarray(scene(58)).convert("CMYK"), "jpeg"), None),
     "16-bit png": ("x.png", png16(scene(59).astype(np.uint16) * 257, 2), None),
-    "two pictures in a jpeg": ("x.jpg", mpo(), None),
+    "two images in a jpeg": ("x.jpg", mpo(), None),
     "broken exif": ("x.jpg", jpeg_with(b"Exif\0\0garbage, as some cameras write it"), None),
     "truncated exif": ("x.jpg", jpeg_with(b"Exif\0\0II*\0\x08\0\0\0\xff\xff ?"), None),
     "upper case": ("X.JPEG", encoded(scene(64), "jpeg"), None), "unicode": ("ünï 猫 😀.png", encoded(scene(60)), None), "newline": ("x\ny.png", encoded(scene(61)), None),
     "not utf-8": ("\udcff\udcfe.png", encoded(scene(62)), None), "quotes": ("it's \"x\" & <y>.png", encoded(scene(63)), None),
-    "hidden": (".x.png", b"?", None), "of a Mac": ("._x.jpg", b"?", None), "no picture": ("Thumbs.db", b"?", None),
-    "same in class": ("x.png", encoded(scene(3)), ("warning", "same picture")),
-    "same in class, other format": ("x.bmp", encoded(scene(3), "bmp"), ("warning", "same picture")),
-    "same in another class": ("x.png", encoded(scene(1003)), ("error", "same picture in two classes")),
+    "hidden": (".x.png", b"?", None), "of a Mac": ("._x.jpg", b"?", None), "no image": ("Thumbs.db", b"?", None),
+    "same in class": ("x.png", encoded(scene(3)), ("warning", "same image")),
+    "same in class, other format": ("x.bmp", encoded(scene(3), "bmp"), ("warning", "same image")),
+    "same in another class": ("x.png", encoded(scene(1003)), ("error", "same image in two classes")),
 }
 
 
@@ -131,7 +131,7 @@ def test_faults_in_a_zip(name, tmp_path):
 
 
 def test_the_folder_of_the_issue(tmp_path):
-    "All at once, with a class of one picture and an empty one."
+    "All at once, with a class of one image and an empty one."
     folder, exif = class_folders(tmp_path / "data"), Image.Exif()
     exif[0x0112] = 6
     bad = {"broken é.jpg": JPEG[:len(JPEG) // 2], "zero bytes.jpg": b"", "a text 猫.jpg": b"hello"}
@@ -141,7 +141,7 @@ def test_the_folder_of_the_issue(tmp_path):
     put(folder / "lonely" / "only one.png", encoded(scene(71)))
     (folder / "empty").mkdir()
     found = examine(folder, tmp_path, sound=False)
-    assert named(found) == {*[("unreadable picture", f"cat/{file}") for file in bad], ("class too small", "lonely"), ("empty class", "empty")}
+    assert named(found) == {*[("unreadable image", f"cat/{file}") for file in bad], ("class too small", "lonely"), ("empty class", "empty")}
     assert ("odd size", "cat/1x1.png") in named(found, "warning")
     with pytest.raises(CourseError, match="lonely"): data.load(folder)
     assert named(data.check(tmp_path / "fixed")) == {("class too small", "lonely")}
@@ -161,7 +161,7 @@ def missing_in_valid(root):
     return root
 
 
-def one_training_picture(root):
+def one_training_image(root):
     class_folders(root / "train", n=1)
     class_folders(root / "test", n=4, start=5000)
     return root
@@ -189,12 +189,12 @@ def beside_splits(root):
 WHOLES = {  # what is wrong with the whole: (maker, what is to be found, can it be repaired)
     "nothing": (class_folders, set(), True), "a train folder alone": (lambda root: one_split(root).parent, set(), True),
     "class misses valid": (missing_in_valid, {("error", "class misses a split", "dog")}, False),
-    "one training picture, valid to be carved": (one_training_picture, {("error", "cannot be split", "splits")}, False),
-    "same picture across splits": (across, {("error", "same picture across splits", "test/cat/same.bmp")}, True),
+    "one training image, valid to be carved": (one_training_image, {("error", "cannot be split", "splits")}, False),
+    "same image across splits": (across, {("error", "same image across splits", "test/cat/same.bmp")}, True),
     "imbalance": (imbalanced, {("warning", "imbalance", "dog")}, True),
     "one class": (lambda root: class_folders(root, ("cat",)), {("error", "too few classes", "classes")}, False),
-    "two pictures a class": (lambda root: class_folders(root, n=2), {("error", "class too small", c) for c in ("cat", "dog")}, False),
-    "pictures beside the splits": (beside_splits, {("warning", "no split", "more/cat/x.png"), ("warning", "no class", "train/y.png")}, True),
+    "two images a class": (lambda root: class_folders(root, n=2), {("error", "class too small", c) for c in ("cat", "dog")}, False),
+    "images beside the splits": (beside_splits, {("warning", "no split", "more/cat/x.png"), ("warning", "no class", "train/y.png")}, True),
 }
 
 
@@ -203,13 +203,13 @@ def test_faults_of_the_whole(name, tmp_path):
     make, expected, repairable = WHOLES[name]
     found = examine(make(tmp_path / "data"), tmp_path, repairable)
     listed = {(f.level, f.kind, f.where) for f in found.findings if f.level != "note"}
-    if name == "same picture across splits": assert {entry[:2] for entry in listed} == {entry[:2] for entry in expected}
+    if name == "same image across splits": assert {entry[:2] for entry in listed} == {entry[:2] for entry in expected}
     else: assert listed == expected
 
 
 NO_DATA = {
-    "empty folder": lambda root: root.mkdir() or root, "a picture": lambda root: put(root / "x.png", PNG),
-    "pictures without folders": lambda root: put(root / "x.png", PNG).parent, "a text": lambda root: put(root / "x.zip", b"hello"),
+    "empty folder": lambda root: root.mkdir() or root, "an image": lambda root: put(root / "x.png", PNG),
+    "images without folders": lambda root: put(root / "x.png", PNG).parent, "a text": lambda root: put(root / "x.zip", b"hello"),
     "an empty file": lambda root: put(root / "x.zip", b""), "an empty zip": lambda root: put(root / "x.zip", b"PK\5\6" + bytes(18)),
     "half a zip": lambda root: put(root / "x.zip", zipped(class_folders(root), root / "a.zip").read_bytes()[:-300]),
     "another json": lambda root: put(root / "x.json", b'{"a": 1}'), "half a json": lambda root: put(root / "x.json", b'{"images": ['),
@@ -247,7 +247,7 @@ def test_links_to_files_and_folders_are_followed_and_dangling_ones_named(tmp_pat
     (folder / "cat" / "linked.png").symlink_to(put(tmp_path / "else.png", encoded(scene(800))))
     (folder / "cat" / "gone.png").symlink_to("nowhere.png")
     found = examine(folder, tmp_path)
-    assert named(found) == {("unreadable picture", "cat/gone.png")} and found.counts["cat"][""] == 9
+    assert named(found) == {("unreadable image", "cat/gone.png")} and found.counts["cat"][""] == 9
 
 
 @pytest.fixture
@@ -256,10 +256,10 @@ def pipes(tmp_path):
     except (AttributeError, OSError): pytest.skip("there are no pipes here")
 
 
-def test_a_pipe_among_the_pictures_is_named_and_not_waited_for(tmp_path, pipes):
+def test_a_pipe_among_the_images_is_named_and_not_waited_for(tmp_path, pipes):
     folder = class_folders(tmp_path / "data")
     os.mkfifo(folder / "cat" / "pipe.png")
-    assert named(examine(folder, tmp_path)) == {("unreadable picture", "cat/pipe.png")}
+    assert named(examine(folder, tmp_path)) == {("unreadable image", "cat/pipe.png")}
     for name in ("pipe.zip", "pipe"):
         if name == "pipe.zip": os.mkfifo(tmp_path / name)
         assert "regular file" in str(attempt(lambda: data.load(tmp_path / name)))
@@ -274,8 +274,8 @@ def test_annotations_behind_a_link_to_nowhere_are_named(make, name, tmp_path, li
         with pytest.raises(CourseError, match=name): act(folder)
 
 
-def test_messages_about_pictures_are_plain():
-    for content, text in ((b"hello", "not a picture"), (encoded(Image.new("1", (20000, 10000))), "pixels")):
+def test_messages_about_images_are_plain():
+    for content, text in ((b"hello", "not an image"), (encoded(Image.new("1", (20000, 10000))), "pixels")):
         with pytest.raises(OSError, match=text) as caught: data.decode(content)
         assert "BytesIO" not in str(caught.value) and "Error" not in str(caught.value)
 
@@ -313,7 +313,7 @@ def test_damaged_files_in_a_zip_are_named(damage, tmp_path):
     archive = zipped(class_folders(tmp_path / "data"), tmp_path / "data.zip")
     damage(archive)
     found = examine(archive, tmp_path)
-    assert ("unreadable picture", "cat/0.png") in named(found) and all(kind == "unreadable picture" for kind, _ in named(found))
+    assert ("unreadable image", "cat/0.png") in named(found) and all(kind == "unreadable image" for kind, _ in named(found))
 
 
 def test_a_zip_cannot_write_elsewhere(tmp_path):
@@ -334,7 +334,7 @@ def test_fix_does_not_write_into_the_original(tmp_path):
     with pytest.raises(CourseError): data.fix("streets", tmp_path / "out")
 
 
-def test_fix_keeps_the_copy_in_test_and_drops_pictures_of_two_classes(tmp_path):
+def test_fix_keeps_the_copy_in_test_and_drops_images_of_two_classes(tmp_path):
     folder = across(tmp_path / "data")
     put(folder / "train" / "dog" / "twice.png", encoded(scene(4)))  # also train/cat/4.png
     survey = data.survey(data.fix(folder, tmp_path / "out"))
@@ -396,7 +396,7 @@ def test_a_thin_box_is_left_out_and_named(tmp_path):
 def pairs(folder): return {item.source: item.name for item in data.survey(folder).items}
 
 
-def test_voc_pictures_in_sub_folders_keep_their_own_annotations(tmp_path):
+def test_voc_images_in_sub_folders_keep_their_own_annotations(tmp_path):
     folder, expected = tmp_path / "data", {}
     for i in range(12):
         name = f"{'ab'[i % 2]}/{i // 2}"
@@ -408,13 +408,13 @@ def test_voc_pictures_in_sub_folders_keep_their_own_annotations(tmp_path):
     assert examine(folder, tmp_path).findings == [] and pairs(folder) == expected
     assert sorted(data.load(folder).test.names) == ["JPEGImages/a/0.png", "JPEGImages/a/2.png", "JPEGImages/b/1.png"]
     (folder / "JPEGImages" / "b" / "0.png").unlink()  # that of a/0 does not stand in for it
-    assert ("missing picture", "Annotations/b/0.xml") in named(data.check(folder))
+    assert ("missing image", "Annotations/b/0.xml") in named(data.check(folder))
 
 
-def test_voc_pairs_by_name_then_by_filename_and_each_picture_once(tmp_path):
+def test_voc_pairs_by_name_then_by_filename_and_each_image_once(tmp_path):
     folder = voc(tmp_path / "data", xml={0: voc_xml(filename="C:\\scans\\p0.png"), 1: voc_xml(filename="2.png")})
     (folder / "JPEGImages" / "0.png").rename(folder / "JPEGImages" / "p0.png")
-    (folder / "JPEGImages" / "1.png").unlink()                     # its xml names the picture of another
+    (folder / "JPEGImages" / "1.png").unlink()                     # its xml names the image of another
     put(folder / "JPEGImages" / "3.jpg", JPEG)                     # 3.xml says 3.png
     put(folder / "JPEGImages" / "4.jpg", JPEG)
     put(folder / "Annotations" / "4.xml", voc_xml(filename="4").encode())
@@ -422,21 +422,21 @@ def test_voc_pairs_by_name_then_by_filename_and_each_picture_once(tmp_path):
     found = examine(folder, tmp_path)
     where = {f.where: f.what for f in found.errors}
     assert set(where) == {"Annotations/1.xml", "Annotations/4.xml", "Annotations/0a.xml"}
-    assert "already the picture of Annotations/2.xml" in where["Annotations/1.xml"] and "4.jpg or" in where["Annotations/4.xml"]
+    assert "already the image of Annotations/2.xml" in where["Annotations/1.xml"] and "4.jpg or" in where["Annotations/4.xml"]
     assert pairs(folder)["Annotations/0.xml"] == "JPEGImages/p0.png" and pairs(folder)["Annotations/3.xml"] == "JPEGImages/3.png"
 
 
 def turned(orientation, width=64, height=48):
-    "A picture that EXIF turns, with a bright object at (4, 6, 24, 16) as stored."
-    picture, exif = np.zeros((height, width, 3), np.uint8), Image.Exif()
-    picture[6:16, 4:24] = 255
+    "An image that EXIF turns, with a bright object at (4, 6, 24, 16) as stored."
+    image, exif = np.zeros((height, width, 3), np.uint8), Image.Exif()
+    image[6:16, 4:24] = 255
     exif[0x0112] = orientation
-    return encoded(picture, exif=exif)
+    return encoded(image, exif=exif)
 
 
 @pytest.mark.parametrize("layout", ["voc", "coco"])
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_boxes_of_the_stored_picture_are_turned_with_it(layout, orientation, tmp_path):
+def test_boxes_of_the_stored_image_are_turned_with_it(layout, orientation, tmp_path):
     if layout == "voc": folder = voc(tmp_path / "data", xml={0: voc_xml([("cat", (4, 6, 24, 16))])})
     else: folder = coco(tmp_path / "data", edit=edit("annotations", 0, "bbox", to=[4, 6, 20, 10]))
     name = "JPEGImages/0.png" if layout == "voc" else "images/0.png"
@@ -444,25 +444,25 @@ def test_boxes_of_the_stored_picture_are_turned_with_it(layout, orientation, tmp
     found = data.survey(folder)
     [item] = [item for item in found.items if item.name == name]
     x1, y1, x2, y2 = map(int, item.objects[0].box)
-    assert found.picture(item)[y1:y2, x1:x2].min() == 255 and (x2 - x1, y2 - y1) == (10, 20)
+    assert found.image(item)[y1:y2, x1:x2].min() == 255 and (x2 - x1, y2 - y1) == (10, 20)
     assert {f.kind for f in found.findings} == {"turned boxes"}
     again = data.survey(data.fix(folder, tmp_path / "fixed"))  # says the upright size
-    assert {"turned boxes", "turned picture", "wrong size"}.isdisjoint(f.kind for f in again.findings)
+    assert {"turned boxes", "turned image", "wrong size"}.isdisjoint(f.kind for f in again.findings)
     assert {item.objects[0].box for item in again.items if "EXIF" in item.record.note} == {item.objects[0].box}
 
 
-FRAMES = {  # (picture, what the xml says, the kinds of warnings); its boxes are left as they are
-    "upright": (turned(6), voc_xml(width=48, height=64), set()), "square": (turned(6, 64, 64), voc_xml(width=64, height=64), {"turned picture"}),
-    "upside down": (turned(3), voc_xml(), {"turned picture"}), "no size": (turned(8), voc_xml(width="", height=""), {"turned picture", "wrong size"}),
-    "another size": (turned(6), voc_xml(width=9, height=9), {"turned picture", "wrong size"}), "no such orientation": (turned(9), voc_xml(), set()),
+FRAMES = {  # (image, what the xml says, the kinds of warnings); its boxes are left as they are
+    "upright": (turned(6), voc_xml(width=48, height=64), set()), "square": (turned(6, 64, 64), voc_xml(width=64, height=64), {"turned image"}),
+    "upside down": (turned(3), voc_xml(), {"turned image"}), "no size": (turned(8), voc_xml(width="", height=""), {"turned image", "wrong size"}),
+    "another size": (turned(6), voc_xml(width=9, height=9), {"turned image", "wrong size"}), "no such orientation": (turned(9), voc_xml(), set()),
 }
 
 
 @pytest.mark.parametrize("name", FRAMES)
-def test_boxes_of_turned_pictures_are_as_written_or_said_to_be_unsure(name, tmp_path):
-    picture, xml, expected = FRAMES[name]
+def test_boxes_of_turned_images_are_as_written_or_said_to_be_unsure(name, tmp_path):
+    image, xml, expected = FRAMES[name]
     folder = voc(tmp_path / "data", xml={0: xml})
-    put(folder / "JPEGImages" / "0.png", picture)
+    put(folder / "JPEGImages" / "0.png", image)
     found = examine(folder, tmp_path)
     assert {f.kind for f in found.of("warning")} == expected and all(f.where == "Annotations/0.xml" for f in found.of("warning"))
     [item] = [item for item in data.survey(folder).items if item.name == "JPEGImages/0.png"]
@@ -472,7 +472,7 @@ def test_boxes_of_turned_pictures_are_as_written_or_said_to_be_unsure(name, tmp_
 def test_a_width_that_is_no_number_is_said_in_plain_words(tmp_path):
     found = data.check(voc(tmp_path / "data", xml={0: voc_xml(width="inf"), 1: voc_xml(width="nan")}))
     assert [f.what.split(")")[0] for f in found.errors] == [
-        f"cannot be read (it says that the picture has {width} x 48 pixels" for width in ("inf", "nan")]
+        f"cannot be read (it says that the image has {width} x 48 pixels" for width in ("inf", "nan")]
 
 
 def test_a_namespace_is_at_least_seen(tmp_path):
@@ -487,8 +487,8 @@ def test_gaps_in_voc(tmp_path):
     (folder / "Annotations" / "1.xml").unlink()
     put(folder / "JPEGImages" / "2.png", b"")
     found = examine(folder, tmp_path)
-    assert named(found) == {("missing picture", "Annotations/0.xml"), ("unreadable picture", "JPEGImages/2.png"),
-                            *[("missing picture", f"ImageSets/Main: {stem}") for stem in ("0", "1", "99")]}
+    assert named(found) == {("missing image", "Annotations/0.xml"), ("unreadable image", "JPEGImages/2.png"),
+                            *[("missing image", f"ImageSets/Main: {stem}") for stem in ("0", "1", "99")]}
     assert named(found, "warning") >= {("no annotation", "JPEGImages/1.png"), ("no split", "JPEGImages/11.png")}
     splits = data.load(folder)
     assert [len(splits[part]) for part in data.NAMES] == [3, 3, 2]
@@ -515,7 +515,7 @@ ROWS = [f"{i}.png,{'cat dog'.split()[i % 2]}" for i in range(12)]
 
 
 def table(root, *lines, end="\n"):
-    "Twelve pictures and a labels.csv of these lines."
+    "Twelve images and a labels.csv of these lines."
     for i in range(12): put(root / f"{i}.png", encoded(scene(i)))
     put(root / "labels.csv", end.join(lines).encode())
     return root
@@ -559,7 +559,7 @@ def test_a_table_refuses_labels_with_marks(tmp_path):
 
 
 BAD_ROWS = {  # a row that takes the place of that of 5.png, in line 7
-    "too few cells": "5.png", "too many cells": "5.png,cat,dog", "no such picture": "99.png,cat",
+    "too few cells": "5.png", "too many cells": "5.png,cat,dog", "no such image": "99.png,cat",
 }
 
 
@@ -584,7 +584,7 @@ def test_a_column_that_comes_twice_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("first, second", [("file,labels", "0.png,dog"), ("file,labels,split", "0.png,cat,test")])
-def test_a_picture_with_two_answers_is_an_error_and_is_not_loaded(first, second, tmp_path):
+def test_a_image_with_two_answers_is_an_error_and_is_not_loaded(first, second, tmp_path):
     folder = table(tmp_path / "data", first, *[row + ",train" * first.count("split") for row in ROWS], second)
     found = examine(folder, tmp_path)
     [finding] = [f for f in found.errors if f.kind == "contradiction"]
@@ -603,7 +603,7 @@ def test_copies_with_other_labels_in_a_table_are_an_error_and_are_dropped(tmp_pa
     folder = table(tmp_path / "data", "file,labels", *ROWS, "copy.png,dog", "same.png,dog")
     for name, i in (("copy", 0), ("same", 1)): put(folder / f"{name}.png", encoded(scene(i)))
     found = examine(folder, tmp_path)
-    assert named(found) == {("same picture with other labels", "0.png")} and ("same picture", "1.png") in named(found, "warning")
+    assert named(found) == {("same image with other labels", "0.png")} and ("same image", "1.png") in named(found, "warning")
     assert len(data.survey(tmp_path / "fixed").items) == 11
 
 
@@ -628,10 +628,10 @@ COCO = {  # (change, an error's kind, or '' where nothing is wrong)
     "no size": (edit(*BOX, to=[20, 20, 0, 10]), "zero-area box"), "outside": (edit(*BOX, to=[200, 200, 10, 10]), "box outside"),
     "image without id": (edit(*IMAGE, "id", drop=True), "broken annotation"), "image without name": (edit(*IMAGE, "file_name", drop=True), "broken annotation"),
     "image null": (edit(*IMAGE), "broken annotation"), "image a list": (edit(*IMAGE, to=[1]), "broken annotation"),
-    "image name null": (edit(*IMAGE, "file_name"), "broken annotation"), "image name a number": (edit(*IMAGE, "file_name", to=5), "missing picture"),
-    "image name empty": (edit(*IMAGE, "file_name", to=""), "missing picture"), "missing picture": (edit(*IMAGE, "file_name", to="x.png"), "missing picture"),
+    "image name null": (edit(*IMAGE, "file_name"), "broken annotation"), "image name a number": (edit(*IMAGE, "file_name", to=5), "missing image"),
+    "image name empty": (edit(*IMAGE, "file_name", to=""), "missing image"), "missing image": (edit(*IMAGE, "file_name", to="x.png"), "missing image"),
     "repeated id": (edit("images", 1, "id", to=0), "broken annotation"), "id a list": (edit(*IMAGE, "id", to=[1]), "broken annotation"),
-    "annotation null": (edit("annotations", 0), "broken annotation"), "unknown image": (edit("annotations", 0, "image_id", to=99), "missing picture"),
+    "annotation null": (edit("annotations", 0), "broken annotation"), "unknown image": (edit("annotations", 0, "image_id", to=99), "missing image"),
     "image_id a dict": (edit("annotations", 0, "image_id", to={}), "broken annotation"),
     "category_id a list": (edit("annotations", 0, "category_id", to=[1]), "broken annotation"),
     "unknown category": (edit("annotations", 0, "category_id", to=99), "empty label"),
@@ -746,7 +746,7 @@ def test_several_jsons_are_splits(tmp_path):
 
 
 def test_one_json_of_a_coco_folder(tmp_path):
-    "Its pictures are not below it, but beside its folder."
+    "Its images are not below it, but beside its folder."
     folder = coco(tmp_path / "data", name="annotations/instances.json")
     assert data.load(folder / "annotations" / "instances.json").fingerprint == data.load(folder).fingerprint
     assert data.load(coco(tmp_path / "flat") / "annotations.json").fingerprint == data.load(tmp_path / "flat").fingerprint
@@ -755,16 +755,16 @@ def test_one_json_of_a_coco_folder(tmp_path):
 # near duplicates
 
 def photo(seed):
-    "A picture with structure at all scales, like a photo."
+    "An image with structure at all scales, like a photo."
     rng = np.random.default_rng(seed)
     layers = [Image.fromarray(rng.integers(0, 256, (n, n, 3), dtype=np.uint8)).resize((160, 120), Image.Resampling.BICUBIC) for n in (3, 8, 40)]
     return np.clip(sum(w * np.asarray(layer, float) for w, layer in zip((0.6, 0.3, 0.1), layers)), 0, 255).astype(np.uint8)
 
 
-def saved(picture, kind="png", **how): return np.asarray(Image.open(io.BytesIO(encoded(picture, kind, **how))).convert("RGB"))
+def saved(image, kind="png", **how): return np.asarray(Image.open(io.BytesIO(encoded(image, kind, **how))).convert("RGB"))
 
 
-def resized(picture, width, height): return np.asarray(Image.fromarray(picture).resize((width, height)))
+def resized(image, width, height): return np.asarray(Image.fromarray(image).resize((width, height)))
 
 
 CHANGES = {
@@ -787,7 +787,7 @@ def check_near_duplicates(change, folder, count=3):
 def test_near_duplicates_are_found(name, tmp_path): check_near_duplicates(CHANGES[name], tmp_path / "data")
 
 
-def test_different_pictures_are_no_near_duplicates(tmp_path):
+def test_different_images_are_no_near_duplicates(tmp_path):
     "Photos, mirrored ones, plain colours, drawings on white."
     sheet = lambda i: np.where(scene(i)[..., :1] > 235, scene(i), 255)
     for i in range(60): put(tmp_path / "data" / "cat" / f"{i}.png", encoded(photo(i)))
@@ -803,7 +803,7 @@ def test_many_that_look_alike_are_compared_quickly():
     rng, base, reads = np.random.default_rng(0), photo(0).astype(int), []
     frames = [np.clip(base + rng.integers(-4, 5, base.shape), 0, 255).astype(np.uint8) for _ in range(300)]
     items = [data.Item(str(i), record=data.describe(frame)) for i, frame in enumerate(frames)]
-    found = SimpleNamespace(picture=lambda item: reads.append(item.name) or frames[int(item.name)])
+    found = SimpleNamespace(image=lambda item: reads.append(item.name) or frames[int(item.name)])
     pairs = data.near_duplicates(items, found)
     assert {i for pair in pairs for i in pair} == set(range(300)) and all(a != b for a, b in pairs)
     assert len(reads) == 300 and len(pairs) < 3000
@@ -818,10 +818,10 @@ def test_near_duplicates_across_splits_are_said_to_be(tmp_path):
 
 # the library's own splits, and real data
 
-def test_loaded_pictures_are_examined_too(tmp_path, monkeypatch):
+def test_loaded_images_are_examined_too(tmp_path, monkeypatch):
     splits = data.load(across(tmp_path / "data"))
     monkeypatch.setitem(data.sources, "made-up", lambda seed=0: splits)
-    assert ("error", "same picture across splits") in kinds(data.check("made-up"))
+    assert ("error", "same image across splits") in kinds(data.check("made-up"))
 
 
 def real(name):
@@ -842,7 +842,7 @@ def test_bccd(tmp_path):
 
 def test_kangaroo(tmp_path):
     found = data.check(real("kangaroo_voc.zip"))
-    assert [f.where for f in found.findings if f.kind == "unreadable picture"] == ["JPEGImages/00090.jpg"]
+    assert [f.where for f in found.findings if f.kind == "unreadable image"] == ["JPEGImages/00090.jpg"]
     splits = data.load(real("kangaroo_voc.zip"))
     assert sum(len(splits[part]) for part in data.NAMES) == 163 and splits.classes == ["kangaroo"]
 
@@ -869,7 +869,7 @@ def check_missing(root): assert ("class misses a split", "dog") in named(data.ch
 
 def check_unreadable(root):
     put(class_folders(root) / "cat" / "x.jpg", b"hello")
-    assert named(data.check(root)) == {("unreadable picture", "cat/x.jpg")}
+    assert named(data.check(root)) == {("unreadable image", "cat/x.jpg")}
 
 
 @pytest.mark.parametrize("name", KNOCK_OUTS)

@@ -47,7 +47,7 @@ def rows(n, start): return np.stack([scene(start + i, 32, 32).transpose(2, 0, 1)
 
 
 def cifar(patch, url, kind, folder, parts, label_key, names_key, classes, meta):
-    "CIFAR's pickled batches: 20 pictures of 2 classes in each part."
+    "CIFAR's pickled batches: 20 images of 2 classes in each part."
     batch = lambda start: {"data": rows(20, start), label_key: [i % 2 for i in range(20)]}
     files = {part: pickle.dumps(batch(100 * n)) for n, part in enumerate(parts)} | {meta: pickle.dumps({names_key: classes})}
     archive = tar({f"{folder}/{name}": content for name, content in files.items()})
@@ -62,12 +62,12 @@ def cifar(patch, url, kind, folder, parts, label_key, names_key, classes, meta):
 
 
 def fashion(patch, url):
-    "Fashion-MNIST's gzipped idx files: 40 + 20 pictures of 10 classes."
+    "Fashion-MNIST's gzipped idx files: 40 + 20 images of 10 classes."
     files = {}
     for part, n, start in (("train", 40, 0), ("t10k", 20, 500)):
-        pictures = np.stack([scene(start + i, 28, 28)[..., 0] for i in range(n)])
+        images = np.stack([scene(start + i, 28, 28)[..., 0] for i in range(n)])
         labels = np.arange(n) % 10
-        files[f"{part}-images-idx3-ubyte.gz"] = struct.pack(">IIII", 2051, n, 28, 28) + pictures.tobytes()
+        files[f"{part}-images-idx3-ubyte.gz"] = struct.pack(">IIII", 2051, n, 28, 28) + images.tobytes()
         files[f"{part}-labels-idx1-ubyte.gz"] = struct.pack(">II", 2049, n) + labels.astype(np.uint8).tobytes()
     files = {name: gzip.compress(content) for name, content in files.items()}
     patch.setattr(datasets.FashionMNIST, "mirrors", [f"{url}/"])
@@ -93,7 +93,7 @@ def mat(**values):
 
 
 def flowers(patch, url):
-    "Three pictures of each of 102 classes: one for each split."
+    "Three images of each of 102 classes: one for each split."
     numbers = np.arange(1, 307)
     files = {"102flowers.tgz": tar({f"jpg/image_{n:05}.jpg": encoded(scene(int(n), 16, 16), "jpeg") for n in numbers}),
              "imagelabels.mat": mat(labels=(numbers - 1) % 102 + 1),
@@ -147,7 +147,7 @@ MAKERS = {
     "fashion-mnist": fashion, "pets": pets, "flowers102": flowers, "food101": food,
     "voc2007": partial(voc, year="2007"), "voc2012": partial(voc, year="2012"),
 }
-EXPECTED = {  # classes, and the pictures of train + valid, valid and test; None where it follows from shares
+EXPECTED = {  # classes, and the images of train + valid, valid and test; None where it follows from shares
     "cifar10": (["airplane", "automobile"], 100, None, 20), "cifar100": (["apple", "aquarium_fish"], 20, None, 20),
     "fashion-mnist": (datasets.FashionMNIST.classes, 40, None, 20), "pets": (["Abyssinian", "Basset Hound"], 40, None, 20),
     "flowers102": (datasets.Flowers102.classes, 204, 102, 102), "food101": (["apple_pie", "waffles"], 40, None, 20),
@@ -221,8 +221,8 @@ def check(name):
     else: assert (sizes[0] + sizes[1], sizes[2]) == (learn, test) and 0 < sizes[1] < sizes[0] + 1
     assert valid in (None, sizes[1])
     for part in data.NAMES:
-        picture, target = splits[part][0]
-        assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3 and picture.std() > 10
+        image, target = splits[part][0]
+        assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.std() > 10
         if splits.task == data.SINGLE: assert set(splits[part].targets) == set(range(len(classes)))
         else: np.testing.assert_array_equal(target["boxes"], [[1, 1, 20, 20], [5, 5, 30, 30]])
     return splits
@@ -249,7 +249,7 @@ def test_a_download_happens_once(name, server):
     assert [second[part].names for part in data.NAMES] == [first[part].names for part in data.NAMES]
 
 
-def test_pictures_are_those_of_the_archive(name):
+def test_images_are_those_of_the_archive(name):
     splits = check(name)
     if name.startswith("cifar"): expected = {data.describe(scene(100 * n + i, 32, 32)).digest for n in range(6) for i in range(20)}
     elif name == "fashion-mnist": expected = {data.describe(np.repeat(scene(s, 28, 28)[..., :1], 3, 2)).digest

@@ -126,11 +126,11 @@ def test_every_join_trains_and_comes_back(splits, tmp_path, join):
     made, images = models["ensemble"](splits, join=join, **TINY), np.array(pixels(splits.test, 32))
     again = open_model(made.save(tmp_path / "b"))
     assert np.array_equal(made.predict_proba(images), again.predict_proba(images))
-    assert evaluate(again, splits.test)["pictures"] == 20 and np.allclose(made.predict_proba(images).sum(1), 1)
+    assert evaluate(again, splits.test)["images"] == 20 and np.allclose(made.predict_proba(images).sum(1), 1)
 
 
 @pytest.mark.parametrize("join", ["vote", "weighted", "stack"])
-def test_joining_is_settled_on_validation_pictures_alone(splits, join):
+def test_joining_is_settled_on_validation_images_alone(splits, join):
     "Other test labels change nothing; other validation labels change the judge and the weights, but no member."
     other = lambda part: replace(part, targets=[(t + 1) % 5 for t in part.targets], key=part.key + "x")
     made = weights_of(models["ensemble"](splits, join=join, **TINY).model)
@@ -140,7 +140,7 @@ def test_joining_is_settled_on_validation_pictures_alone(splits, join):
     assert same(members(made), members(changed)) and (join == "vote") == same(made, changed)
 
 
-def test_the_judge_hears_the_validation_pictures(splits):
+def test_the_judge_hears_the_validation_images(splits):
     made = models["ensemble"](splits, join="stack", **TINY).model
     weight, bias = judge(said_by(made, splits.valid, 32), np.array(splits.valid.targets))
     assert np.allclose(made.judge.weight.detach(), weight, atol=1e-4) and np.allclose(made.judge.bias.detach(), bias, atol=1e-4)

@@ -27,7 +27,7 @@ thorough = settings(max_examples=60, deadline=None, derandomize=True)
 rng = np.random.default_rng(3)
 
 
-def tensor(pictures, device="cpu"): return torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).to(device)
+def tensor(images, device="cpu"): return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device)
 
 
 def noise(*shape): return np.random.default_rng(sum(shape)).integers(0, 256, shape, np.uint8)
@@ -35,10 +35,10 @@ def noise(*shape): return np.random.default_rng(sum(shape)).integers(0, 256, sha
 
 # The parity checks. They take the module, so that the knock-outs below can hand them a broken one.
 
-def assert_hog(module, pictures, orientations=9, cell=(8, 8), block=(2, 2), device="cpu"):
-    "`pictures` [B, H, W, C] give the same numbers as scikit-image, to 1e-4."
-    ours = module.hog(tensor(pictures, device), orientations, cell, block)
-    theirs = np.stack([skimage_hog(p, orientations, cell, block, channel_axis=2) for p in pictures])
+def assert_hog(module, images, orientations=9, cell=(8, 8), block=(2, 2), device="cpu"):
+    "`images` [B, H, W, C] give the same numbers as scikit-image, to 1e-4."
+    ours = module.hog(tensor(images, device), orientations, cell, block)
+    theirs = np.stack([skimage_hog(p, orientations, cell, block, channel_axis=2) for p in images])
     assert ours.dtype == torch.float32 and ours.shape == theirs.shape
     np.testing.assert_allclose(ours.cpu().numpy(), theirs, rtol=0, atol=1e-4)
 
@@ -54,21 +54,21 @@ def assert_lbp(module, greys, points=8, radius=1, method="uniform", device="cpu"
     else: assert (ours.cpu().numpy() != theirs).mean() < 0.05
 
 
-def by_hand(picture, cells, bins, high):  # [H, W, C] -> shares of the bins in each part, part by part, channel by channel
-    row, column = (np.arange(n) * cells // n for n in picture.shape[:2])
-    parts = [picture[row == r][:, column == c] for r in range(cells) for c in range(cells)]
+def by_hand(image, cells, bins, high):  # [H, W, C] -> shares of the bins in each part, part by part, channel by channel
+    row, column = (np.arange(n) * cells // n for n in image.shape[:2])
+    parts = [image[row == r][:, column == c] for r in range(cells) for c in range(cells)]
     return np.concatenate([np.histogram(p[..., k], bins, (0, high))[0] / p[..., k].size
                            for p in parts for k in range(p.shape[2])])
 
 
-def assert_histograms(module, pictures, device="cpu"):
-    images = tensor(pictures, device)
+def assert_histograms(module, images, device="cpu"):
+    images = tensor(images, device)
     codes = module.lbp(images).cpu().numpy()[..., None]
     for cells in (1, 3):
         np.testing.assert_allclose(module.lbp_histogram(images, cells=cells).cpu().numpy(),
                                    [by_hand(c, cells, 10, 10) for c in codes], atol=1e-6)
         np.testing.assert_allclose(module.color_histogram(images, 8, cells).cpu().numpy(),
-                                   [by_hand(p, cells, 8, 256) for p in pictures], atol=1e-6)
+                                   [by_hand(p, cells, 8, 256) for p in images], atol=1e-6)
 
 
 def assert_all(module):
@@ -88,12 +88,12 @@ def assert_all(module):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ["bytes", "three levels", "float32", "float64", "nearly constant", "one channel"])
 def test_hog_equals_scikit_image(kind, device):
-    pictures = {"bytes": noise(5, 37, 50, 3), "three levels": noise(5, 37, 50, 3) // 100,
+    images = {"bytes": noise(5, 37, 50, 3), "three levels": noise(5, 37, 50, 3) // 100,
                 "float32": rng.random((5, 37, 50, 3)).astype(np.float32), "float64": rng.random((5, 37, 50, 3)),
                 "nearly constant": 0.5 + 1e-6 * rng.random((5, 37, 50, 3)), "one channel": noise(5, 37, 50, 1)}[kind]
     for orientations, cell, block in ((9, (8, 8), (2, 2)), (8, (7, 5), (1, 3)), (12, (3, 9), (3, 1)), (1, (6, 6), (2, 2)),
                                       (7, (37, 50), (1, 1)), (18, (1, 1), (2, 2))):
-        assert_hog(features, pictures, orientations, cell, block, device)
+        assert_hog(features, images, orientations, cell, block, device)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -106,22 +106,22 @@ def test_hog_of_a_photograph(dtype):
 
 
 def test_every_gradient_of_bytes_falls_into_the_right_bin():
-    "All 511x511 gradients that uint8 pictures can have, against the definition in float64."
+    "All 511x511 gradients that uint8 images can have, against the definition in float64."
     down, right = (g.ravel() for g in np.meshgrid(np.arange(-255, 256), np.arange(-255, 256), indexing="ij"))
-    pictures = np.zeros((len(down), 3, 3, 1), np.uint8)
-    pictures[:, 2, 1, 0], pictures[:, 0, 1, 0] = down.clip(0), (-down).clip(0)
-    pictures[:, 1, 2, 0], pictures[:, 1, 0, 0] = right.clip(0), (-right).clip(0)
+    images = np.zeros((len(down), 3, 3, 1), np.uint8)
+    images[:, 2, 1, 0], images[:, 0, 1, 0] = down.clip(0), (-down).clip(0)
+    images[:, 1, 2, 0], images[:, 1, 0, 0] = right.clip(0), (-right).clip(0)
     degrees = np.arctan2(down, right) * (180 / np.pi) % 180
     for orientations in range(1, 37):
         expected = np.floor(degrees * orientations / 180)
         assert (features._byte_bins(orientations, torch.device("cpu")).numpy() == expected).all(), orientations
-    cells = features.cell_histograms(tensor(pictures), 12, 3)[:, 0, 0].numpy() * 9  # only the middle has a gradient
+    cells = features.cell_histograms(tensor(images), 12, 3)[:, 0, 0].numpy() * 9  # only the middle has a gradient
     expected = np.eye(12)[np.floor(degrees / 15).astype(int)] * np.hypot(down, right)[:, None]
     np.testing.assert_allclose(cells, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [0, 77, 255])
-def test_constant_pictures_have_no_edges(value):
+def test_constant_images_have_no_edges(value):
     flat = np.full((2, 24, 24, 3), value, np.uint8)
     assert_hog(features, flat)
     assert not features.hog(tensor(flat)).any()
@@ -129,12 +129,12 @@ def test_constant_pictures_have_no_edges(value):
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 7), (2, 2), (3, 1), (5, 2)])
-def test_tiny_pictures(height, width):
-    pictures = noise(3, height, width, 3)
-    assert_hog(features, pictures, 9, (1, 1), (1, 1))
-    for method in METHODS: assert_lbp(features, pictures[..., 0], 8, 3, method)
-    shares = features.color_histogram(tensor(pictures), cells=1).numpy()
-    np.testing.assert_allclose(shares, [by_hand(p, 1, 8, 256) for p in pictures], atol=1e-6)
+def test_tiny_images(height, width):
+    images = noise(3, height, width, 3)
+    assert_hog(features, images, 9, (1, 1), (1, 1))
+    for method in METHODS: assert_lbp(features, images[..., 0], 8, 3, method)
+    shares = features.color_histogram(tensor(images), cells=1).numpy()
+    np.testing.assert_allclose(shares, [by_hand(p, 1, 8, 256) for p in images], atol=1e-6)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -145,30 +145,30 @@ def test_lbp_equals_scikit_image(points, radius, method, device):
         assert_lbp(features, greys, points, radius, method, device)
 
 
-pictures = hnp.arrays(np.uint8, st.tuples(st.just(1), st.integers(1, 24), st.integers(1, 24), st.sampled_from([1, 3])))
+images = hnp.arrays(np.uint8, st.tuples(st.just(1), st.integers(1, 24), st.integers(1, 24), st.sampled_from([1, 3])))
 floats = hnp.arrays(np.float32, st.tuples(st.just(1), st.integers(1, 12), st.integers(1, 12), st.sampled_from([1, 3])),
                     elements=st.floats(0, 1, width=32, allow_subnormal=False))
 sides = st.tuples(st.integers(1, 6), st.integers(1, 6))
 
 
 @thorough
-@given(pictures | floats, st.integers(1, 24), sides, st.tuples(st.integers(1, 3), st.integers(1, 3)))
-def test_any_hog(picture, orientations, cell, block):
+@given(images | floats, st.integers(1, 24), sides, st.tuples(st.integers(1, 3), st.integers(1, 3)))
+def test_any_hog(image, orientations, cell, block):
     smallest = [c * b for c, b in zip(cell, block)]
-    if picture.shape[1] < smallest[0] or picture.shape[2] < smallest[1]:
+    if image.shape[1] < smallest[0] or image.shape[2] < smallest[1]:
         with pytest.raises(CourseError, match=f"smaller than one block .{smallest[0]}x{smallest[1]}"):
-            features.hog(tensor(picture), orientations, cell, block)
-    else: assert_hog(features, picture, orientations, cell, block)
+            features.hog(tensor(image), orientations, cell, block)
+    else: assert_hog(features, image, orientations, cell, block)
 
 
 @thorough
-@given(pictures | floats, st.integers(1, 12), st.floats(0.25, 5), st.sampled_from(METHODS))
-def test_any_lbp(picture, points, radius, method): assert_lbp(features, picture[..., 0], points, radius, method)
+@given(images | floats, st.integers(1, 12), st.floats(0.25, 5), st.sampled_from(METHODS))
+def test_any_lbp(image, points, radius, method): assert_lbp(features, image[..., 0], points, radius, method)
 
 
 @thorough
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(3, 20), st.integers(3, 20), st.just(3))))
-def test_any_histograms(pictures): assert_histograms(features, pictures)
+def test_any_histograms(images): assert_histograms(features, images)
 
 
 @pytest.mark.parametrize("points, method, names", [(8, "default", 256), (8, "ror", 36), (8, "uniform", 10),
@@ -181,9 +181,9 @@ def test_lbp_histogram_has_one_column_per_name(points, method, names):
 
 def test_grey_is_rgb2gray_rounded():
     from skimage.color import rgb2gray
-    pictures = noise(1, 200, 200, 3)
-    exact = rgb2gray(pictures[0]) * 255
-    assert np.abs(features.grey(tensor(pictures))[0, 0].numpy() - exact).max() <= 0.5 + 1e-9
+    images = noise(1, 200, 200, 3)
+    exact = rgb2gray(images[0]) * 255
+    assert np.abs(features.grey(tensor(images))[0, 0].numpy() - exact).max() <= 0.5 + 1e-9
     levels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256).contiguous()
     assert (features.grey(levels)[0, 0, 0] == torch.arange(256)).all()
 
@@ -191,10 +191,10 @@ def test_grey_is_rgb2gray_rounded():
 # What moved? These are the first tests to fail when somebody changes a default of `hog`.
 
 GOLDEN = dict(orientations=9, pixels_per_cell=8, cells_per_block=2, length_32=324, length_128=8100)
-GOLDEN_CELL = [0.2171, 0.1741, 0.2049, 0.185, 0.2341, 0.1081, 0.087, 0.0659, 0.0217]  # the first cell of the picture below, to four digits
+GOLDEN_CELL = [0.2171, 0.1741, 0.2049, 0.185, 0.2341, 0.1081, 0.087, 0.0659, 0.0217]  # the first cell of the image below, to four digits
 
 
-def known_picture():
+def known_image():
     y, x = np.mgrid[:32, :32]
     return np.stack([13 * x * x + 7 * y * y, 5 * x * y + 3 * y, 11 * x + 9 * y * y], -1).astype(np.uint8)[None]
 
@@ -202,20 +202,20 @@ def known_picture():
 def test_the_default_hog_is_the_one_that_models_were_trained_on():
     "If you meant the change: update GOLDEN and GOLDEN_CELL here, the bands of chapters 03 and 04, and retrain."
     defaults = {name: p.default for name, p in inspect.signature(features.hog).parameters.items() if name != "images"}
-    per_picture = {side: features.hog(torch.zeros(1, 3, side, side)).shape[1] for side in (32, 128)}
-    now = dict(**defaults, length_32=per_picture[32], length_128=per_picture[128])
+    per_image = {side: features.hog(torch.zeros(1, 3, side, side)).shape[1] for side in (32, 128)}
+    now = dict(**defaults, length_32=per_image[32], length_128=per_image[128])
     moved = [f"  {name}: {GOLDEN.get(name, 'absent')} -> {now.get(name, 'absent')}"
              for name in {**GOLDEN, **now} if GOLDEN.get(name) != now.get(name)]
     assert not moved, ("\ncourse_lib.features.hog (nbs/03_features.ipynb) has other defaults:\n" + "\n".join(moved)
-                       + "\nlength_S counts the numbers per SxS picture. Bundles trained on the old length will not"
+                       + "\nlength_S counts the numbers per SxS image. Bundles trained on the old length will not"
                        " predict.\n" + inspect.getdoc(test_the_default_hog_is_the_one_that_models_were_trained_on))
 
 
-def test_hog_of_a_known_picture():
-    vector = features.hog(tensor(known_picture()))[0].double().numpy()
+def test_hog_of_a_known_image():
+    vector = features.hog(tensor(known_image()))[0].double().numpy()
     first_cell = vector[:len(vector) // 36].round(4).tolist()
     assert first_cell == pytest.approx(GOLDEN_CELL, abs=2e-4), (
-        f"\nthe first cell of the known picture, by orientation:\n  was {GOLDEN_CELL}\n  is  {first_cell}\n"
+        f"\nthe first cell of the known image, by orientation:\n  was {GOLDEN_CELL}\n  is  {first_cell}\n"
         f"{len(first_cell)} orientations now, {len(GOLDEN_CELL)} before. If the defaults did not change, HOG broke: "
         "see the parity tests above.")
 
@@ -312,7 +312,7 @@ def test_knock_out(name):
     (lambda: features.extract(torch.zeros(1, 3, 32, 32), ("hog",), lbp=dict(points=8)), "options for 'lbp'"),
     (lambda: features.Features().fit(noise(2, 32, 32, 3) / 255), "uint8"),
     (lambda: features.Features().fit(noise(2, 3, 32, 32)), r"\[N, H, W, 3\]"),
-    (lambda: features.Features().fit(noise(2, 32, 32, 3)[:0]), "no pictures"),
+    (lambda: features.Features().fit(noise(2, 32, 32, 3)[:0]), "no images"),
     (lambda: features.Features().fit(noise(2, 32, 32, 3)).transform(noise(2, 40, 40, 3)), "resize"),
     (lambda: features.Features(names=("hog", "smell")).fit(noise(2, 32, 32, 3)), "unknown feature 'smell'"),
 ])
@@ -323,7 +323,7 @@ def test_bad_input(call, message):
 
 # Batches, pieces, threads
 
-def test_a_picture_has_the_same_features_alone_and_in_a_batch():
+def test_a_image_has_the_same_features_alone_and_in_a_batch():
     images = tensor(noise(300, 32, 32, 3))
     together = features.extract(images)
     for i in (0, 127, 128, 299):
@@ -346,8 +346,8 @@ def test_threads_change_nothing_and_are_given_back():
 
 
 def test_input_is_not_changed_and_may_be_strided_or_half():
-    pictures = noise(3, 32, 32, 3)
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2)  # not contiguous
+    images = noise(3, 32, 32, 3)
+    images = torch.from_numpy(images).permute(0, 3, 1, 2)  # not contiguous
     kept = images.clone()
     found = features.extract(images)
     assert torch.equal(images, kept) and torch.equal(found, features.extract(images.contiguous()))
@@ -359,31 +359,31 @@ def test_input_is_not_changed_and_may_be_strided_or_half():
 # scikit-learn
 
 def test_features_in_a_pipeline(tmp_path):
-    pictures, labels = noise(40, 32, 32, 3), np.arange(40) % 2
-    pictures[labels == 1, 8:24, 8:24] = 255
-    np.save(tmp_path / "pictures.npy", pictures)
-    mapped = np.load(tmp_path / "pictures.npy", mmap_mode="r")
+    images, labels = noise(40, 32, 32, 3), np.arange(40) % 2
+    images[labels == 1, 8:24, 8:24] = 255
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     options = {"hog": {"orientations": 12}, "lbp": {"method": "nri_uniform"}}
     step = features.Features(options=options, chunk=7).fit(mapped)
     found = step.transform(mapped)
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, features.extract(tensor(pictures), **options).numpy())
+    np.testing.assert_array_equal(found, features.extract(tensor(images), **options).numpy())
     groups = step.get_feature_groups()
     assert groups == {"hog": slice(0, 432), "lbp": slice(432, 432 + 16 * 59), "color": slice(1376, 1376 + 96)}
-    np.testing.assert_array_equal(found[:, groups["color"]], features.color_histogram(tensor(pictures)).numpy())
+    np.testing.assert_array_equal(found[:, groups["color"]], features.color_histogram(tensor(images)).numpy())
     pipeline = make_pipeline(clone(step), LinearSVC()).fit(mapped, labels)
-    assert (pipeline.predict(pictures) == labels).all()
+    assert (pipeline.predict(images) == labels).all()
 
 
 def test_features_survive_skops(tmp_path):
     from skops import io
-    pictures = noise(3, 32, 32, 3)
-    step = features.Features(("lbp", "hog"), {"hog": {"pixels_per_cell": (4, 8)}}).fit(pictures)
+    images = noise(3, 32, 32, 3)
+    step = features.Features(("lbp", "hog"), {"hog": {"pixels_per_cell": (4, 8)}}).fit(images)
     io.dump(step, tmp_path / "step.skops")
     unknown = io.get_untrusted_types(file=tmp_path / "step.skops")
     assert unknown in ([], ["course_lib.features.Features"])
     for again in (io.load(tmp_path / "step.skops", trusted=unknown), pickle.loads(pickle.dumps(step))):
-        np.testing.assert_array_equal(again.transform(pictures), step.transform(pictures))
+        np.testing.assert_array_equal(again.transform(images), step.transform(images))
         assert again.get_feature_groups() == step.get_feature_groups()
 
 
@@ -401,20 +401,20 @@ def test_a_new_extractor_plugs_in_by_name():
 
 # Speed: both sides in turn, so that a busy machine hits both; the medians count, and the best of a few tries.
 
-def slow_hog(pictures): return [skimage_hog(p, 9, (8, 8), (2, 2), channel_axis=2) for p in pictures]
-def slow_lbp(pictures): return [by_hand(skimage_lbp(p[..., 1], 8, 1, "uniform")[..., None], 4, 10, 10) for p in pictures]
-def slow_color(pictures): return [by_hand(p, 2, 8, 256) for p in pictures]
-def slow_all(pictures): return slow_hog(pictures), slow_lbp(pictures), slow_color(pictures)
+def slow_hog(images): return [skimage_hog(p, 9, (8, 8), (2, 2), channel_axis=2) for p in images]
+def slow_lbp(images): return [by_hand(skimage_lbp(p[..., 1], 8, 1, "uniform")[..., None], 4, 10, 10) for p in images]
+def slow_color(images): return [by_hand(p, 2, 8, 256) for p in images]
+def slow_all(images): return slow_hog(images), slow_lbp(images), slow_color(images)
 
 
 def ratio(ours, theirs, side, count, sample):
-    pictures = noise(count, side, side, 3)
-    images, times = tensor(pictures), []
+    images = noise(count, side, side, 3)
+    images, times = tensor(images), []
     for _ in range(6):
         started = time.perf_counter()
         ours(images)
         middle = time.perf_counter()
-        theirs(pictures[:sample])
+        theirs(images[:sample])
         times.append(((middle - started) / count, (time.perf_counter() - middle) / sample))
     ours_median, theirs_median = np.median(times[1:], 0)
     return theirs_median / ours_median

@@ -279,8 +279,8 @@ def test_scales_as_text():
 
 @pytest.mark.parametrize("options, words", [
     (dict(backbone="resnet50"), "needs one of mobilenet_v2"), (dict(backbone="mobilenet_v9"), "needs one of"), (dict(weights="some"), "published or none"),
-    (dict(strategy="half"), "frozen, progressive or full"), (dict(batch_size=1), "two pictures or more"),
-    (dict(accumulate=10), "two pictures or more"), (dict(scales="9"), "scales=9")])
+    (dict(strategy="half"), "frozen, progressive or full"), (dict(batch_size=1), "two images or more"),
+    (dict(accumulate=10), "two images or more"), (dict(scales="9"), "scales=9")])
 def test_wrong_options_are_one_line(options, words, splits):
     with pytest.raises(CourseError, match=words): models["hybrid"](splits, **TINY | options)
 

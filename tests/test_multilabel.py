@@ -1,4 +1,4 @@
-"Several labels per picture: losses, thresholds, scores, the model, and tables of labels."
+"Several labels per image: losses, thresholds, scores, the model, and tables of labels."
 import json
 import shutil
 from dataclasses import replace
@@ -34,7 +34,7 @@ def answers(seed, n=40, K=4):
 
 
 def table(folder, text, n=9, names="{}.png"):
-    "A folder of n grey pictures and a table of labels."
+    "A folder of n grey images and a table of labels."
     folder.mkdir(parents=True)
     (folder / "labels.csv").write_text(text, encoding="utf-8")
     for i in range(n):
@@ -62,7 +62,7 @@ def test_focal_by_hand():
 
 
 def test_weights_give_both_answers_the_same_sum():
-    "Four pictures, one with the class: at probability one half its yes counts as much as the three noes."
+    "Four images, one with the class: at probability one half its yes counts as much as the three noes."
     y, z = torch.tensor([[1.0], [0.0], [0.0], [0.0]]), torch.zeros(4, 1, requires_grad=True)
     losses["weighted"](z, y, y.mean(0)).backward()
     assert torch.isclose(z.grad.sum(), torch.tensor(0.0), atol=1e-7) and z.grad[0] < 0
@@ -123,7 +123,7 @@ def test_scores_agree_with_scikit_learn(seed):
     assert [row["threshold"] for row in found["per_class"].values()] == least.tolist()
 
 
-def test_a_class_without_pictures_is_left_out_of_map():
+def test_a_class_without_images_is_left_out_of_map():
     truth, p = answers(0)
     truth[:, 1] = 0
     found = label_scores(truth, p, 0.5, list("abcd"))
@@ -148,7 +148,7 @@ def test_single_label_data_is_sent_elsewhere():
 
 @real
 def test_shuffled_labels_teach_nothing(splits):
-    "Pictures whose colour is their labels are learnt; with the labels of the training pictures shuffled mAP is at chance."
+    "Images whose colour is their labels are learnt; with the labels of the training images shuffled mAP is at chance."
     dice = np.random.default_rng(0)
     def coloured(split):
         targets = [t.astype(np.float32) for t in dice.integers(2, size=(len(split), 3))]
@@ -169,7 +169,7 @@ def test_command_line_from_a_table_to_labels(splits, tmp_path, capsys):
     capsys.readouterr()
     assert main(["evaluate", str(out), "--data", str(tmp_path / "mine"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert 0 < result["map"] <= 1 and result["pictures"] == 30
+    assert 0 < result["map"] <= 1 and result["images"] == 30
     assert main(["evaluate", str(out), "--data", str(tmp_path / "mine")]) == 0
     assert "average_precision" in (text := capsys.readouterr().out) and "hamming_loss" in text
     assert main(["predict", str(out), str(tmp_path / "mine"), "--out", str(tmp_path / "p.json")]) == 0
@@ -223,7 +223,7 @@ def test_faults_in_a_table_are_named(tmp_path):
             *(f"{i}.png,1,1,{s}" for i, s in zip(range(4, 8), ("train", "train", "valid", "test")))]
     found = check(table(tmp_path / "t", "file,cat,dog,split\n" + "\n".join(rows)))
     said = "\n".join(str(f) for f in found.findings)
-    for part in ("line 3: 0.png comes twice", "line 4: cat is '2', not 0 or 1", "line 5: no picture 9.png",
+    for part in ("line 3: 0.png comes twice", "line 4: cat is '2', not 0 or 1", "line 5: no image 9.png",
                  "line 6: unknown split 'holiday'", "line 7: cat is ''", "8.png: is not listed"):
         assert part in said, said
     with pytest.raises(CourseError, match="must name a column 'file'"): load(table(tmp_path / "u", "cat,dog\n1,0\n"))

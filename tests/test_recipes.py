@@ -46,13 +46,13 @@ def test_every_augmentation_follows_from_its_dice_and_keeps_the_shape(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(augmentations) - set(ZOOMS)))  # those with boxes: see test_detection
-def test_every_augmentation_takes_a_single_picture(name):
+def test_every_augmentation_takes_a_single_image(name):
     images, targets = batch(1)
     assert augmentations[name](images, targets, dice(7, 1), K)[0].shape == images.shape
 
 
 @pytest.mark.parametrize("mix", [mixup, cutmix])
-def test_mixed_answers_are_shares_of_the_pictures(mix):
+def test_mixed_answers_are_shares_of_the_images(mix):
     colours = torch.eye(3)[torch.arange(30) % 3][:, :, None, None].expand(-1, -1, 24, 24) * 255.0
     for trial in range(30):
         images, answers = mix(colours, torch.arange(30) % 3, generator(trial), 3)
@@ -63,18 +63,18 @@ def test_mixed_answers_are_shares_of_the_pictures(mix):
 
 def test_cutout_greys_at_most_a_quarter():
     images, targets = batch(200, 32)
-    changed = (cutout(images, targets, generator(3), K)[0] != images).any(1).float().mean((1, 2))  # share of each picture
+    changed = (cutout(images, targets, generator(3), K)[0] != images).any(1).float().mean((1, 2))  # share of each image
     assert changed.max() <= 0.26 and changed.mean() > 0.1
 
 
-def test_nudged_pictures_move_by_two_pixels_at_most():
+def test_nudged_images_move_by_two_pixels_at_most():
     ramp = torch.arange(32).expand(64, 3, 32, 32).contiguous()             # a pixel's value is its column
     moved, _ = augmentations["nudge"](ramp, None, generator(1), K)
     offsets = (moved[:, 0, :, 10] - 10).unique().tolist()
     assert offsets == [-2, -1, 0, 1, 2]
 
 
-def test_alternating_shows_every_picture_both_ways_in_two_epochs(splits):
+def test_alternating_shows_every_image_both_ways_in_two_epochs(splits):
     recipe = Recipe(augment="alternate", batch_size=7)
     loader = tasks[SINGLE](splits, 32, recipe).loader(splits.train, torch.device("cpu"), True)
     seen = []
@@ -91,7 +91,7 @@ def test_bytes_are_asked_for_by_name():
     with pytest.raises(CourseError, match="put mixup last"): augmentations["randaugment"](batch()[0].float(), None, generator(0), K)
 
 
-def test_pictures_grow_to_their_full_size(splits):
+def test_images_grow_to_their_full_size(splits):
     recipe = Recipe(epochs=8, progressive=0.5)
     sides = [side_at(32, epoch, recipe) for epoch in range(8)]
     assert sides[0] == 16 and sides == sorted(sides) and sides[6:] == [32, 32]
@@ -113,7 +113,7 @@ def test_with_views_predictions_do_not_depend_on_left_and_right(splits, tmp_path
     assert not np.allclose(replace(trained, views=1).predict_proba(images), left, atol=1e-4)
 
 
-def test_views_are_the_pictures_moved_and_mirrored(splits):
+def test_views_are_the_images_moved_and_mirrored(splits):
     images = torch.rand(3, 3, 8, 8, generator=generator(1))
     seen = views_of(images, 6)
     assert len(views_of(images, 1)) == 1 and len(views_of(images, 2)) == 2 and len(seen) == 6
@@ -179,7 +179,7 @@ def test_the_first_layer_whitens_and_is_not_trained(splits, name):
     images = tasks[SINGLE](splits, 32, recipe).loader(splits.train, torch.device("cpu"), True).unchanged()
     layer.look(images)
     looked = layer.weight.clone()
-    fit(net, splits, recipe, 32)                                                       # looks again, at the same pictures
+    fit(net, splits, recipe, 32)                                                       # looks again, at the same images
     assert torch.equal(layer.weight, looked) and layer.bias.abs().max() > 0
     with torch.no_grad(): out = nn.functional.conv2d(images, layer.weight)             # [B, 24, 31, 31]
     covariance = torch.cov(out[:, :12].permute(1, 0, 2, 3).flatten(1))
@@ -188,13 +188,13 @@ def test_the_first_layer_whitens_and_is_not_trained(splits, name):
 
 
 @pytest.mark.parametrize("name", [name for name in networks if "size" in signature(networks[name]).parameters])
-def test_every_network_takes_pictures_of_any_side(name):
+def test_every_network_takes_images_of_any_side(name):
     network = networks[name](K).eval()
     with torch.inference_mode():
         for side in range(LEAST, 44): assert network(torch.rand(1, 3, side, side)).shape == (1, K)
 
 
-def test_too_small_pictures_are_refused_and_progressive_does_not_make_them(splits):
+def test_too_small_images_are_refused_and_progressive_does_not_make_them(splits):
     with pytest.raises(CourseError, match="from 16 to 4096"): models["cnn"](splits, input_size=8)
     assert side_at(32, 0, Recipe(progressive=0.2)) == LEAST and side_at(12, 0, Recipe(progressive=0.2)) == 12
 

@@ -23,7 +23,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from course_lib import core, shallow
 from course_lib.core import CourseError, open_bundle, open_model
-from course_lib.data import SINGLE, Pictures, Splits, decode, load, pixels
+from course_lib.data import SINGLE, Images, Splits, decode, load, pixels
 from course_lib.features import Features
 from course_lib.shallow import (Landmarks, LinearSVM, PatchDictionary, Shallow, evaluate, forest, reliability, scores,
                                 svm, temperature)
@@ -175,7 +175,7 @@ def test_large_data_takes_patches_and_a_line(streets, monkeypatch, capsys):
     assert evaluate(approximate, streets.test)["accuracy"] > CHANCE
 
 
-def test_a_class_without_training_pictures_is_never_predicted(streets, images):
+def test_a_class_without_training_images_is_never_predicted(streets, images):
     few = replace(streets, train=streets.train.subset(i for i, t in enumerate(streets.train.targets) if t != 2))
     P = svm(few, input_size=32, c=1.0, gamma=1.0, refit=False).predict_proba(images)
     assert P.shape == (40, 5) and np.allclose(P.sum(1), 1) and not (P.argmax(1) == 2).any()
@@ -221,10 +221,10 @@ def test_evaluate_counts_right(streets):
         def predict_proba(self, images): return np.tile([0, 1, 0, 0, 0], (len(images), 1))
     found = evaluate(Fixed(), streets.test, batch_size=7)
     n = len(streets.test) // 5
-    assert found["accuracy"] == found["recall"] == 0.2 and found["pictures"] == 5 * n
+    assert found["accuracy"] == found["recall"] == 0.2 and found["images"] == 5 * n
     assert np.array_equal(found["confusion"], [[0, n, 0, 0, 0]] * 5)
-    assert found["per_class"]["bus"] == dict(precision=0.2, recall=1.0, f1=pytest.approx(1 / 3), pictures=n)
-    assert found["per_class"]["car"] == dict(precision=0.0, recall=0.0, f1=0.0, pictures=n)
+    assert found["per_class"]["bus"] == dict(precision=0.2, recall=1.0, f1=pytest.approx(1 / 3), images=n)
+    assert found["per_class"]["car"] == dict(precision=0.0, recall=0.0, f1=0.0, images=n)
     json.dumps(found)
 
 
@@ -316,7 +316,7 @@ def test_a_renamed_type_inside_the_file_is_refused(machine, tmp_path):
     with pytest.raises(CourseError, match="subprocess.Popen"): open_model(bundle)
 
 
-# ---- real pictures
+# ---- real images
 
 def test_a_part_of_cifar10():
     path = SHARED / "cifar10_jpeg.zip"
@@ -328,7 +328,7 @@ def test_a_part_of_cifar10():
     def part(split, first, count):
         of = lambda name: [n for n in names if n.startswith(f"cifar10/{split}/{name}/")][first:first + count]
         own = [n for name in classes for n in of(name)]
-        return Pictures(own, [classes.index(n.split("/")[2]) for n in own], classes, SINGLE,
+        return Images(own, [classes.index(n.split("/")[2]) for n in own], classes, SINGLE,
                         lambda i: decode(archive.read(own[i])), sha1(f"{own}".encode()).hexdigest())
 
     splits = Splits(part("train", 0, 150), part("train", 150, 30), part("test", 0, 50), classes, SINGLE, "cifar10")

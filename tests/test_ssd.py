@@ -22,7 +22,7 @@ from torchvision.ops import box_iou
 from course_lib import ssd as module
 from course_lib.boxes import anchors, decode, match, pad_targets, per_cell
 from course_lib.core import CourseError
-from course_lib.data import DETECTION, Pictures, load
+from course_lib.data import DETECTION, Images, load
 from course_lib.ssd import (SSD, Features, Halve, Head, Maps, batch_of, halved, hardest, multibox_loss, multibox_sums, nodes,
                             heads, norm, rows, shapes_of, usual_ratios, view)
 from course_lib.train import Recipe, fit
@@ -31,7 +31,7 @@ from course_lib.transfer import at_hand, build, pretrained, stages, thaw
 real = pytest.mark.skipif(not at_hand("mobilenet_v2-b0353104.pth") or not at_hand("efficientnet-lite0-57934424.pth"),
                           reason="the two packages with weights are not installed: see `make help`")
 tensor = lambda *values: torch.tensor(values, dtype=torch.float32)
-GRID = anchors([(8, 6), (4, 3), (1, 1)], [0.2, 0.4, 0.8, 1.0], [[2], [2, 3], [2]], picture=(80, 120))  # 268 anchors
+GRID = anchors([(8, 6), (4, 3), (1, 1)], [0.2, 0.4, 0.8, 1.0], [[2], [2, 3], [2]], image=(80, 120))  # 268 anchors
 OWN = {"regression_head.module_list": "loc", "classification_head.module_list": "conf"}
 
 
@@ -50,14 +50,14 @@ def own_name(name):
 
 
 def things(dice, n, classes=3, least=0.02):
-    "A target with n random boxes on the grid's picture."
+    "A target with n random boxes on the grid's image."
     corners = torch.rand(n, 2, 2, generator=dice).sort(1).values.flatten(1)
     corners[:, 2:] += least
     return dict(boxes=corners * tensor(120, 80, 120, 80), labels=torch.randint(1, classes + 1, (n,), generator=dice))
 
 
-def outputs_of(dice, pictures, classes=3, grid=GRID, kind=torch.float32):
-    shape = pictures, len(grid)
+def outputs_of(dice, images, classes=3, grid=GRID, kind=torch.float32):
+    shape = images, len(grid)
     return dict(loc=torch.randn(*shape, 4, generator=dice, dtype=kind).requires_grad_(), anchors=grid.to(kind),
                 conf=torch.randn(*shape, classes + 1, generator=dice, dtype=kind).requires_grad_())
 
@@ -236,7 +236,7 @@ def test_a_shared_head_says_the_same_on_every_map_and_learns_from_each():
     for part in (first, third): assert torch.autograd.grad(part.sum(), head.conf[0].weight, retain_graph=True)[0].any()
 
 
-def test_one_picture_is_a_batch_and_pictures_do_not_mix():
+def test_one_image_is_a_batch_and_images_do_not_mix():
     model = SSD(3, "mobilenet_v2", 64)
     thaw(model.maps.features, stages(model.maps.features), 0)
     images = torch.rand(3, 3, 64, 64)
@@ -275,7 +275,7 @@ def test_a_copy_says_the_same():
 # ---- the loss
 
 def by_force(outputs, targets, found, negatives=3):
-    "Offsets, classes and positives of each picture, anchor by anchor."
+    "Offsets, classes and positives of each image, anchor by anchor."
     sums = []
     for loc, conf, target, row in zip(outputs["loc"], outputs["conf"], targets, found.tolist()):
         where, what, background = 0.0, 0.0, []
@@ -344,7 +344,7 @@ def test_the_whole_detector_has_torchvisions_loss(dice):
 
 
 def test_gradients_are_those_of_the_numbers(dice):
-    grid = anchors([(3, 2)], [0.3, 0.6], [[]], picture=(80, 120)).double()
+    grid = anchors([(3, 2)], [0.3, 0.6], [[]], image=(80, 120)).double()
     for counts in ((1, 2), (0, 1), (3,)):
         outputs, targets = outputs_of(dice, len(counts), 2, grid, torch.float64), [things(dice, n, 2) for n in counts]
         loss = lambda loc, conf: multibox_loss(dict(loc=loc, conf=conf, anchors=grid), targets)
@@ -387,7 +387,7 @@ def test_no_nan_on_any_target_that_passes_the_boundary(counts, scale, dice):
             assert loss.isfinite() and all(grad.isfinite().all() for grad in gradients(loss, outputs))
 
 
-def test_pictures_without_objects_count_only_when_asked(dice):
+def test_images_without_objects_count_only_when_asked(dice):
     outputs, empty = outputs_of(dice, 2), dict(boxes=np.zeros((0, 4), np.float32), labels=np.zeros(0, np.int64))
     targets = [empty, things(dice, 2)]
     for grad in gradients(multibox_loss(outputs, targets), outputs): assert not grad[0].any() and grad[1].any()
@@ -407,7 +407,7 @@ def test_a_box_without_area_that_slipped_through_is_nobodys(dice):
     assert multibox_loss(outputs, [slipped]).item() == pytest.approx(multibox_loss(outputs, [good]).item())
 
 
-def test_pictures_are_told_apart_and_their_order_does_not_matter(dice):
+def test_images_are_told_apart_and_their_order_does_not_matter(dice):
     outputs, targets = outputs_of(dice, 3), [things(dice, n) for n in (1, 0, 7)]
     sums = torch.stack([part.double() for part in multibox_sums(outputs, targets)])
     for k in range(3):
@@ -428,7 +428,7 @@ def test_without_hard_negatives_background_rules(dice):
     assert counted.sum() == 4 * (counted & ~towards).sum() < len(GRID) / 4
 
 
-def test_a_detector_learns_one_picture_by_heart(streets):
+def test_a_detector_learns_one_image_by_heart(streets):
     torch.manual_seed(0)
     model = SSD(5, "mobilenet_v3_small", 96, head="lite", width=64)
     images, targets = batch_of(streets.train, [0], 96)
@@ -453,10 +453,10 @@ class Detection:
 
     def __init__(self, recipe): self.recipe = recipe
 
-    def loader(self, pictures, device, training=False):
-        batch = lambda epoch, step: batch_of(pictures, range(2 * step, 2 * step + 2), 64, 0, epoch if training else None)
+    def loader(self, images, device, training=False):
+        batch = lambda epoch, step: batch_of(images, range(2 * step, 2 * step + 2), 64, 0, epoch if training else None)
         return type("Loader", (), dict(__len__=lambda _: 2, batch=lambda _, epoch, step: batch(epoch, step),
-                                       files=lambda *_: pictures.names))()
+                                       files=lambda *_: images.names))()
 
     def loss(self, outputs, targets): return multibox_loss(outputs, targets)
 
@@ -480,16 +480,16 @@ def test_the_one_loop_trains_it(streets):
 # ---- what comes in
 
 def painted(box, height=90, width=150, label=1, classes=1, **flags):
-    "One grey picture with a red box."
+    "One grey image with a red box."
     x1, y1, x2, y2 = (int(v) for v in box)
-    picture = np.full((height, width, 3), 100, np.uint8)
-    picture[y1:y2, x1:x2] = (250, 20, 20)
+    image = np.full((height, width, 3), 100, np.uint8)
+    image[y1:y2, x1:x2] = (250, 20, 20)
     target = dict(boxes=np.array([box], np.float32), labels=np.array([label]), difficult=np.array([False]), **flags)
-    return Pictures(["painted.jpg"], [target], ["red", "blue"][:classes], DETECTION, lambda i: picture, "painted")
+    return Images(["painted.jpg"], [target], ["red", "blue"][:classes], DETECTION, lambda i: image, "painted")
 
 
 def red_place(image):
-    "Where a picture [3, S, S] is colourful: x1, y1, x2, y2."
+    "Where an image [3, S, S] is colourful: x1, y1, x2, y2."
     spread = image.float().amax(0) - image.float().amin(0)
     ys, xs = (spread > spread.max() / 2).nonzero(as_tuple=True)
     return torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
@@ -506,11 +506,11 @@ def test_boxes_move_with_their_pixels(box):
 
 def test_labels_and_flags_stay_with_their_boxes(streets):
     picks = 0
-    pictures = streets.train
-    for number in range(len(pictures)):
-        n = len(pictures.targets[number]["boxes"])
-        tagged = dict(pictures.targets[number], labels=np.arange(n) % 5 + 1, difficult=np.arange(n) % 2 == 0)
-        one = replace(pictures, targets=[*pictures.targets[:number], tagged, *pictures.targets[number + 1:]])
+    images = streets.train
+    for number in range(len(images)):
+        n = len(images.targets[number]["boxes"])
+        tagged = dict(images.targets[number], labels=np.arange(n) % 5 + 1, difficult=np.arange(n) % 2 == 0)
+        one = replace(images, targets=[*images.targets[:number], tagged, *images.targets[number + 1:]])
         whole = view(one, number, 64)[1]
         assert torch.equal(whole["labels"], torch.as_tensor(tagged["labels"]))
         for epoch in range(8):
@@ -544,23 +544,23 @@ def test_targets_are_plain_tensors(streets):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 200), (2, 2), (400, 5), (2400, 3000)])
-def test_pictures_of_any_shape(shape):
-    pictures = painted((0, 0, shape[1], shape[0]), *shape)
+def test_images_of_any_shape(shape):
+    images = painted((0, 0, shape[1], shape[0]), *shape)
     for epoch in (None, 0, 1, 2, 3):
-        image, target = view(pictures, 0, 32, 0, epoch)
+        image, target = view(images, 0, 32, 0, epoch)
         assert image.shape == (3, 32, 32) and target["boxes"].isfinite().all()
 
 
-def test_pictures_without_objects_are_augmented_too():
+def test_images_without_objects_are_augmented_too():
     empty = dict(boxes=np.zeros((0, 4), np.float32), labels=np.zeros(0, np.int64), difficult=np.zeros(0, bool))
-    pictures = replace(painted((10, 10, 50, 50)), targets=[empty])
-    seen = {view(pictures, 0, 32, 0, epoch)[0].sum().item() for epoch in range(10)}
-    assert len(seen) > 5 and view(pictures, 0, 32, 0, 0)[1]["boxes"].shape == (0, 4)
+    images = replace(painted((10, 10, 50, 50)), targets=[empty])
+    seen = {view(images, 0, 32, 0, epoch)[0].sum().item() for epoch in range(10)}
+    assert len(seen) > 5 and view(images, 0, 32, 0, 0)[1]["boxes"].shape == (0, 4)
 
 
 def test_tiny_objects_are_kept_for_measuring():
-    pictures = painted((100, 40, 101, 41), 1000, 1000)
-    assert len(view(pictures, 0, 64)[1]["boxes"]) == 1
+    images = painted((100, 40, 101, 41), 1000, 1000)
+    assert len(view(images, 0, 64)[1]["boxes"]) == 1
 
 
 @pytest.mark.parametrize("box, label, why", [
@@ -570,15 +570,15 @@ def test_tiny_objects_are_kept_for_measuring():
 def test_what_cannot_be_trained_on_is_refused_by_file_and_box(box, label, why, epoch):
     good, bad = painted((10, 10, 50, 50), classes=2), painted(box, label=label, classes=2)
     both = {name: np.concatenate([good.targets[0][name], bad.targets[0][name]]) for name in good.targets[0]}
-    pictures = replace(good, names=["a.jpg", "street7.jpg"], targets=[good.targets[0], both])
-    view(pictures, 0, 32, 0, epoch)
-    with pytest.raises(CourseError, match=rf"street7\.jpg', box 1.*{why}"): batch_of(pictures, [0, 1], 32, 0, epoch)
+    images = replace(good, names=["a.jpg", "street7.jpg"], targets=[good.targets[0], both])
+    view(images, 0, 32, 0, epoch)
+    with pytest.raises(CourseError, match=rf"street7\.jpg', box 1.*{why}"): batch_of(images, [0, 1], 32, 0, epoch)
 
 
 def test_boxes_that_are_no_numbers_are_refused():
-    pictures = painted((10, 10, 50, 50))
-    pictures.targets[0]["boxes"][0, 2] = np.nan
-    with pytest.raises(CourseError, match="painted.jpg', box 0"): view(pictures, 0, 32)
+    images = painted((10, 10, 50, 50))
+    images.targets[0]["boxes"][0, 2] = np.nan
+    with pytest.raises(CourseError, match="painted.jpg', box 0"): view(images, 0, 32)
 
 
 # ---- knock-outs: numbers by hand that any wrong sign, side or order would change
@@ -645,23 +645,23 @@ KNOCK_OUTS = {
     "all negatives": ("(negatives * positives).clamp(min=least)", "(negatives * positives).clamp(min=9999)"),
     "easy negatives": ("(conf[..., 1:] - conf[..., :1])", "(conf[..., :1] - conf[..., 1:])"),
     "positives among the negatives": ("odds.masked_fill_(found >= 0, -1)", "pass"),
-    "negatives of the batch, not of each picture": ("rank < most[:, None]", "rank < most.max()"),
-    "objects of another picture": ("encode(boxes[b, n]", "encode(boxes[b * 0, n]"),
+    "negatives of the batch, not of each image": ("rank < most[:, None]", "rank < most.max()"),
+    "objects of another image": ("encode(boxes[b, n]", "encode(boxes[b * 0, n]"),
     "boxes of the wrong anchors": ("grid[a]), reduction", "grid[a.flip(0) * 0 + 1]), reduction"),
-    "sums of the wrong pictures": ("total(pictures, classes)", "total(pictures * 0, classes)"),
+    "sums of the wrong images": ("total(images, classes)", "total(images * 0, classes)"),
     "not divided by positives": (" / counted.clamp(min=1)", ""),
     "offsets left out": ("(balance * offsets + classes)", "classes"),
-    "empty pictures forgotten": (".clamp(min=least))  # [M]", ")  # [M]"),
+    "empty images forgotten": (".clamp(min=least))  # [M]", ")  # [M]"),
     "no background in the head": ("self.numbers = classes + 1", "self.numbers = classes"),
     "anchors of another size": ("boxes = self.anchors if known else", "boxes = self.anchors if True else"),
-    "height and width of the picture swapped": ("self.ratios, tuple(picture))", "self.ratios, tuple(picture)[::-1])"),
+    "height and width of the image swapped": ("self.ratios, tuple(image))", "self.ratios, tuple(image)[::-1])"),
     "normalisation forgotten": ("images = torch.addcmul(-self.mean / self.std, images, 1 / self.std)", "pass"),
     "three cells become two": ("return 1 if side == 3 else", "return"),
     "bytes instead of 0..1": (".float() / 255", ".float()"),
     "boxes do not move": ('tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=image.shape[1:])',
                           'target["boxes"]'),
     "the same view in each epoch": ("generator(seed, epoch, number)", "generator(seed, number)"),
-    "targets unchecked": ("    check_target(target, len(pictures.classes), pictures.names[number])\n", "")}
+    "targets unchecked": ("    check_target(target, len(images.classes), images.names[number])\n", "")}
 
 
 @pytest.mark.parametrize("right, wrong", KNOCK_OUTS.values(), ids=KNOCK_OUTS)

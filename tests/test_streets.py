@@ -16,18 +16,18 @@ from course_lib.data import load
 from course_lib.streets import CLASSES, CONDITIONS, MODELS, Camera, Dice, annotate, clip, draw, mix, plan, shape
 
 CASES = [("single", 64), ("multi", 96), ("detection", 320)]
-GOLDEN = {  # to change a picture is to put the new digests here
+GOLDEN = {  # to change an image is to put the new digests here
     ("single", 64): "cf1f6d50fb08c4b9", ("multi", 96): "bbecaecb4c2af682", ("detection", 320): "6c3159409cbde791"}
 each_view = pytest.mark.parametrize("view,size", CASES)
 
 
 def digest(view, size, n=5):
-    "Of n pictures in every condition, and of their objects."
+    "Of n images in every condition, and of their objects."
     total = sha1()
     for i in range(n):
         for condition in CONDITIONS:
-            picture, objects = draw(view, 3, "test", i, size, condition)
-            total.update(picture.tobytes())
+            image, objects = draw(view, 3, "test", i, size, condition)
+            total.update(image.tobytes())
             total.update(repr([(o["name"], o["box"], o["truncated"], o["occluded"], o["difficult"]) for o in objects]).encode())
     return total.hexdigest()[:16]
 
@@ -35,9 +35,9 @@ def digest(view, size, n=5):
 # ---- a pure function
 
 @each_view
-def test_pictures_are_the_recorded_ones(view, size):
+def test_images_are_the_recorded_ones(view, size):
     found = {case: digest(*case) for case in CASES}
-    assert GOLDEN[view, size] == found[view, size], f"pictures changed (OpenCV {cv2.__version__}): {found}"
+    assert GOLDEN[view, size] == found[view, size], f"images changed (OpenCV {cv2.__version__}): {found}"
 
 
 def test_another_process_without_vector_instructions_draws_the_same():
@@ -61,8 +61,8 @@ def test_every_part_of_the_key_matters():
     base = ("single", 0, "train", 5)
     others = [("multi", 0, "train", 5), ("single", 1, "train", 5), ("single", 0, "test", 5), ("single", 0, "train", 10),
               ("single", 2**64, "train", 5)]
-    pictures = {draw(*key, 48)[0].tobytes() for key in [base, *others]}
-    assert len(pictures) == 6
+    images = {draw(*key, 48)[0].tobytes() for key in [base, *others]}
+    assert len(images) == 6
 
 
 def test_dice():
@@ -79,7 +79,7 @@ def test_dice():
 # ---- boxes
 
 @each_view
-def test_boxes_lie_in_the_picture_and_fit_tightly(view, size):
+def test_boxes_lie_in_the_image_and_fit_tightly(view, size):
     for i in range(25):
         scene = plan(view, 0, "train", i)
         owner = streets._expose(scene, size, "day", backdrop=False)[0].px[..., 3]
@@ -92,7 +92,7 @@ def test_boxes_lie_in_the_picture_and_fit_tightly(view, size):
             assert set.intersection(*sides), "no vehicle touches all four sides of the box"
 
 
-def test_a_box_grows_with_the_picture():
+def test_a_box_grows_with_the_image():
     for i in range(15):
         small, large = (annotate("detection", 0, "train", i, size) for size in (160, 320))
         for a in small:
@@ -131,7 +131,7 @@ def test_a_condition_changes_the_light_and_no_box(view, size):
     for i in range(4):
         drawn = {c: draw(view, 0, "train", i, size, c) for c in CONDITIONS}
         assert all(objects == annotate(view, 0, "train", i, size) for _, objects in drawn.values())
-        assert len({picture.tobytes() for picture, _ in drawn.values()}) == len(CONDITIONS)
+        assert len({image.tobytes() for image, _ in drawn.values()}) == len(CONDITIONS)
     level = {c: np.mean([draw(view, 0, "train", i, 64, c)[0].mean() for i in range(20)]) for c in CONDITIONS}
     assert level["night"] < .5 * level["day"] and level["dusk"] < level["day"]
     spread = {c: np.mean([draw(view, 0, "train", i, 64, c)[0].std() for i in range(20)]) for c in ("day", "fog")}
@@ -146,8 +146,8 @@ def test_mixed_is_one_of_the_conditions():
 
 @pytest.mark.parametrize("size", [16, 33, 159, 160, 640])
 def test_sizes(size):
-    picture, objects = draw("multi", 0, "train", 1, size)
-    assert picture.shape == (size, size, 3) and picture.dtype == np.uint8 and picture.std() > 10
+    image, objects = draw("multi", 0, "train", 1, size)
+    assert image.shape == (size, size, 3) and image.dtype == np.uint8 and image.std() > 10
 
 
 def test_speed_on_one_core():

@@ -21,7 +21,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from course_lib import train
 from course_lib.cli import main
 from course_lib.core import CourseError, models, open_model
-from course_lib.data import SINGLE, Pictures, Splits, load, pixels, write_splits
+from course_lib.data import SINGLE, Images, Splits, load, pixels, write_splits
 from course_lib.shallow import evaluate
 from course_lib.train import (Classification, Recipe, extends, fit, learning_rate, measure, networks, own_options, schedules,
                               tasks)
@@ -41,15 +41,15 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def splits():
-    "Pictures whose class is the colour of a square: easy to learn, not without looking."
+    "Images whose class is the colour of a square: easy to learn, not without looking."
     rng, tint = np.random.default_rng(0), np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
 
     def part(name, n):
-        targets, pictures = [i % 3 for i in range(n)], rng.integers(0, 120, (n, 32, 32, 3), dtype=np.uint8)
-        for picture, target in zip(pictures, targets):
+        targets, images = [i % 3 for i in range(n)], rng.integers(0, 120, (n, 32, 32, 3), dtype=np.uint8)
+        for image, target in zip(images, targets):
             y, x = rng.integers(0, 16, 2)
-            picture[y:y + 16, x:x + 16] = tint[target]
-        return Pictures([f"{name}-{i}" for i in range(n)], targets, list("abc"), SINGLE, pictures.__getitem__, f"squares {name} {n}")
+            image[y:y + 16, x:x + 16] = tint[target]
+        return Images([f"{name}-{i}" for i in range(n)], targets, list("abc"), SINGLE, images.__getitem__, f"squares {name} {n}")
 
     return Splits(part("train", 90), part("valid", 31), part("test", 60), list("abc"), SINGLE, "squares")
 
@@ -287,9 +287,9 @@ def test_several_labels_are_measured_on_logits_whatever_their_size(splits):
         assert scores.compute()["accuracy"] == right
 
 
-def test_no_pictures_to_measure_on_is_one_line(splits):
+def test_no_images_to_measure_on_is_one_line(splits):
     task = tasks[SINGLE](splits, 32, Recipe())
-    with pytest.raises(CourseError, match="no pictures"): measure(net(), task, task.loader(splits.test.subset([]), torch.device("cpu")))
+    with pytest.raises(CourseError, match="no images"): measure(net(), task, task.loader(splits.test.subset([]), torch.device("cpu")))
 
 
 @pytest.mark.parametrize("option", [dict(epochs=1.5), dict(batch_size=2.5), dict(seed=0.5)])
@@ -304,7 +304,7 @@ def test_a_single_value_to_normalise_is_one_line():
 
 
 @pytest.mark.parametrize("option", [dict(keep="best"), dict(schedule="plateau"), dict(early_stopping_patience=1)])
-def test_what_goes_by_validation_pictures_needs_some(option, splits):
+def test_what_goes_by_validation_images_needs_some(option, splits):
     with pytest.raises(CourseError, match=next(iter(option))):
         fit(net(), replace(splits, valid=splits.valid.subset([])), Recipe(**CALM | option), 32)
 
@@ -411,9 +411,9 @@ class Regions(Classification):
     "A task with a list of dictionaries as targets, as detection has: where is the square?"
     score = "closeness"
 
-    def loader(self, pictures, device, training=False):
-        loader = super().loader(pictures, device, training)
-        whole, centre = loader.batch, torch.tensor([[(i % 7) / 7] for i in range(len(pictures))])
+    def loader(self, images, device, training=False):
+        loader = super().loader(images, device, training)
+        whole, centre = loader.batch, torch.tensor([[(i % 7) / 7] for i in range(len(images))])
         loader.batch = lambda epoch, step: (whole(epoch, step)[0], [dict(boxes=centre[i]) for i in loader.batches.numbers(epoch, step)])
         return loader
 
@@ -532,7 +532,7 @@ def test_every_network_trains_saves_and_opens(name, splits, tmp_path):
     trained.save(tmp_path / "b", seed=0)
     again, images = open_model(tmp_path / "b"), np.array(pixels(splits.test, 32))
     assert np.array_equal(trained.predict_proba(images), again.predict_proba(images))
-    assert evaluate(again, splits.test)["pictures"] == 60
+    assert evaluate(again, splits.test)["images"] == 60
     assert json.loads((tmp_path / "b" / "model.json").read_text())["about"]["recipe"]["epochs"] == 1
 
 
@@ -563,14 +563,14 @@ def test_a_bundle_whose_parts_do_not_fit_is_refused(spoil, says, splits, tmp_pat
     with pytest.raises(CourseError, match=says): open_model(tmp_path / "b")
 
 
-def test_pictures_of_another_size_or_type_are_refused(splits):
+def test_images_of_another_size_or_type_are_refused(splits):
     trained = models["cnn"](splits, size="small", epochs=1)
     for wrong in (np.zeros((2, 16, 16, 3), np.uint8), np.zeros((2, 32, 32, 3), np.float32), np.zeros((32, 32, 3), np.uint8)):
-        with pytest.raises(CourseError, match="pictures must be"): trained.predict_proba(wrong)
+        with pytest.raises(CourseError, match="images must be"): trained.predict_proba(wrong)
     assert trained.predict_proba(np.zeros((0, 32, 32, 3), np.uint8)).shape == (0, 3)
 
 
-def test_validation_pictures_can_be_learnt_from_too(splits):
+def test_validation_images_can_be_learnt_from_too(splits):
     trained = models["cnn"](splits, size="small", epochs=1, with_valid=True)
     assert trained.about["trained_on"] == 121 and trained.about["valid_accuracy"] is None and trained.temperature == 1.0
 
@@ -592,11 +592,11 @@ def test_one_class_is_refused(splits):
 
 # ---- the command line
 
-def test_forty_pictures_in_two_classes_with_the_defaults(tmp_path, capsys, splits):
+def test_forty_images_in_two_classes_with_the_defaults(tmp_path, capsys, splits):
     two = [i for i, target in enumerate(splits.train.targets) if target < 2][:40]
     few = replace(splits, train=replace(splits.train.subset(two), classes=["a", "b"]), valid=splits.valid.subset([]),
                   test=splits.test.subset([]), classes=["a", "b"])
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     for i in two:
         from PIL import Image
         (folder / "ab"[splits.train.targets[i]]).mkdir(parents=True, exist_ok=True)
@@ -606,7 +606,7 @@ def test_forty_pictures_in_two_classes_with_the_defaults(tmp_path, capsys, split
     assert json.loads(capsys.readouterr().out.split("\n", 1)[1])["accuracy"] >= 0.75
     assert main(["predict", str(tmp_path / "model"), str(folder), "--out", str(tmp_path / "p.json")]) == 0
     rows = json.loads((tmp_path / "p.json").read_text())
-    assert len(rows) == 40 and "pictures/s" in capsys.readouterr().err
+    assert len(rows) == 40 and "images/s" in capsys.readouterr().err
     right = [row["predictions"][0]["label"] == Path(row["file"]).parent.name for row in rows]
     assert np.mean(right) > 0.9
 

@@ -45,7 +45,7 @@ def same(first, second): return first.keys() == second.keys() and all(torch.equa
 # ---- backbones
 
 @pytest.mark.parametrize("name", NAMES)
-def test_any_backbone_takes_small_pictures_and_has_stages(name):
+def test_any_backbone_takes_small_images_and_has_stages(name):
     backbone = Backbone(name, 64).eval()
     with torch.inference_mode(): vectors = backbone(torch.rand(2, 3, 48, 48))
     assert vectors.shape == (2, backbone.width) and vectors.isfinite().all()
@@ -63,7 +63,7 @@ def test_backbones_with_further_heads_or_a_fixed_side(name, recwarn):
 
 
 @pytest.mark.parametrize("name", ["resnet50", "vit_b_16", "timm:tf_efficientnet_lite0"])
-def test_stages_go_from_the_picture_to_the_head(name):
+def test_stages_go_from_the_image_to_the_head(name):
     backbone = Backbone(name, 64)
     names = {id(p): n for n, p in backbone.net.named_parameters()}
     first, last = [names[id(p)] for p in stages(backbone)[0]], [names[id(p)] for p in stages(backbone)[-1]]
@@ -71,7 +71,7 @@ def test_stages_go_from_the_picture_to_the_head(name):
     assert any(n.startswith(("layer4.2", "encoder.layers.encoder_layer_11", "conv_head")) for n in last)
 
 
-def test_a_backbone_prepares_pictures_itself_and_a_caller_cannot():
+def test_a_backbone_prepares_images_itself_and_a_caller_cannot():
     backbone = Backbone("timm:tf_efficientnet_lite0", 64).eval()
     images = torch.rand(2, 3, 64, 64)
     with torch.inference_mode(): assert torch.equal(backbone(images), backbone.net((images - 0.5) / 0.5))
@@ -196,7 +196,7 @@ def test_phases_share_out_the_epochs():
 
 # ---- embeddings
 
-def test_embeddings_are_computed_once_and_belong_to_weights_pictures_and_views(splits, tmp_path, monkeypatch):
+def test_embeddings_are_computed_once_and_belong_to_weights_images_and_views(splits, tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_HOME", str(tmp_path))
     backbone = small().backbone
     first = embeddings(backbone, splits.train, 32, 2, "cpu")
