@@ -212,7 +212,7 @@ tasks[DETECTION] = Detection
 # %% ../nbs/15_detection.ipynb #1e120860
 @augmentations.register("near")  # for small inputs and short trainings
 @augmentations.register("ssd")
-def only_boxes(images, targets, dice, classes): raise CourseError("augment=ssd is for images with boxes: use others")
+def only_boxes(images, targets, rng, classes): raise CourseError("augment=ssd is for images with boxes: use others")
 
 # %% ../nbs/15_detection.ipynb #6935a5a2
 def free_place(

@@ -23,56 +23,56 @@ from .train import augmentations, network
 def in_groups(
     images: Tensor,              # uint8 [B, 3, S, S]
     change,                      # a transform of torchvision, which treats a batch all alike
-    dice: torch.Generator,
+    rng: torch.Generator,
     size: int = 8,               # images that are changed alike
 ) -> Tensor:
-    "Change a batch group by group. What torchvision draws follows from `dice` alone."
+    "Change a batch group by group. What torchvision draws follows from `rng` alone."
     if images.dtype != torch.uint8: raise CourseError("this augmentation needs images of bytes: put mixup last")
-    word = int(torch.randint(2**31, (1,), generator=dice))
+    word = int(torch.randint(2**31, (1,), generator=rng))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(word)
         return torch.cat([change(group) for group in images.split(size)])
 
 
 @augmentations.register("randaugment")
-def randaugment(images, targets, dice, classes):
+def randaugment(images, targets, rng, classes):
     "Two of fourteen changes, at magnitude 9 of 30 (Cubuk et al. 2020)."
-    return in_groups(images, v2.RandAugment(num_ops=2, magnitude=9), dice), targets
+    return in_groups(images, v2.RandAugment(num_ops=2, magnitude=9), rng), targets
 
 
 @augmentations.register("autoaugment")
-def autoaugment(images, targets, dice, classes):
+def autoaugment(images, targets, rng, classes):
     "One of 25 pairs of changes that were found by search on CIFAR-10 (Cubuk et al. 2019)."
-    return in_groups(images, v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), dice), targets
+    return in_groups(images, v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), rng), targets
 
 # %% ../nbs/08_recipes.ipynb #0d8cc5ab
 def partners(
     targets: Tensor,  # class numbers [B], or probabilities [B, K]
-    dice: torch.Generator,
+    rng: torch.Generator,
     classes: int,     # K
     alpha: float,     # of the Beta(alpha, alpha) that the share is drawn from
 ) -> tuple[Tensor, Tensor, float]:
     "An order of the batch to mix it with, the targets as probabilities [B, K], and the share of the first image."
     probabilities = targets.float() if targets.ndim == 2 else F.one_hot(targets, classes).float()
-    order = torch.randperm(len(targets), generator=dice).to(targets.device)
-    numbers = np.random.default_rng(int(torch.randint(2**31, (1,), generator=dice)))
+    order = torch.randperm(len(targets), generator=rng).to(targets.device)
+    numbers = np.random.default_rng(int(torch.randint(2**31, (1,), generator=rng)))
     return order, probabilities, float(numbers.beta(alpha, alpha))
 
 
 @augmentations.register("mixup")
-def mixup(images, targets, dice, classes):
+def mixup(images, targets, rng, classes):
     "Two images blended, and their answers (Zhang et al. 2018, with alpha = 0.2)."
-    order, answers, own = partners(targets, dice, classes, 0.2)
+    order, answers, own = partners(targets, rng, classes, 0.2)
     images = images.float()
     return images.lerp(images[order], 1 - own), answers.lerp(answers[order], 1 - own)
 
 # %% ../nbs/08_recipes.ipynb #9d5c90e0
 @augmentations.register("cutmix")
-def cutmix(images, targets, dice, classes):
+def cutmix(images, targets, rng, classes):
     "A rectangle of one image in another, and the answers in proportion to the areas (Yun et al. 2019, with alpha = 1)."
-    order, answers, own = partners(targets, dice, classes, 1.0)
+    order, answers, own = partners(targets, rng, classes, 1.0)
     height, width = images.shape[2:]
-    middle, half = torch.rand(2, generator=dice), math.sqrt(1 - own) / 2
+    middle, half = torch.rand(2, generator=rng), math.sqrt(1 - own) / 2
     (top, left), (bottom, right) = (((middle + way * half).clamp(0, 1) * torch.tensor([height, width])).int().tolist()
                                     for way in (-1, 1))
     mixed = images.clone()
@@ -82,10 +82,10 @@ def cutmix(images, targets, dice, classes):
 
 
 @augmentations.register("cutout")
-def cutout(images, targets, dice, classes):
+def cutout(images, targets, rng, classes):
     "A grey square of half the side at a random place of each image (DeVries and Taylor 2017)."
     b, _, height, width = images.shape
-    place = torch.rand(2, b, 1, generator=dice)
+    place = torch.rand(2, b, 1, generator=rng)
     inside = lambda n, at: ((torch.arange(n) + 0.5 - at * n).abs() < n / 4)         # [B, n]
     hole = inside(height, place[0])[:, None, :, None] & inside(width, place[1])[:, None, None, :]  # [B, 1, H, W]
     return images.masked_fill(hole.to(images.device), 127), targets

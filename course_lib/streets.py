@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'VIEWS', 'DRAWINGS', 'FACES', 'MODELS', 'KINDS', 'PAINTS', 'WALLS', 'LEAVES', 'CLOTHES', 'MATERIALS',
-           'GLOWS', 'CONDITIONS', 'DIFFICULTY', 'FURNITURE', 'COVERS', 'EDITION', 'mix', 'Dice', 'Camera', 'clip',
+           'GLOWS', 'CONDITIONS', 'DIFFICULTY', 'FURNITURE', 'COVERS', 'EDITION', 'mix', 'Rng', 'Camera', 'clip',
            'circle', 'read_drawings', 'Shape', 'shape', 'Palette', 'Canvas', 'plan', 'draw', 'annotate', 'streets']
 
 # %% ../nbs/02_streets.ipynb #6780815e
@@ -32,7 +32,7 @@ def mix(
     return word ^ (word >> 31)
 
 # %% ../nbs/02_streets.ipynb #5f5d4b22
-class Dice:
+class Rng:
     "Random numbers that depend on a key and on nothing else: the same in every process and on every machine."
 
     def __init__(self,
@@ -418,8 +418,8 @@ class Palette(dict):
     def __missing__(self, material):
         if material == "roof": self[material] = tuple(int(.94 * c) for c in self["paint"])
         else:
-            dice, (colours, spread) = Dice(self.key, material), MATERIALS[material]
-            self[material] = dice.near(dice.pick(colours), spread)
+            rng, (colours, spread) = Rng(self.key, material), MATERIALS[material]
+            self[material] = rng.near(rng.pick(colours), spread)
         return self[material]
 
 # %% ../nbs/02_streets.ipynb #fd6d19ec
@@ -556,7 +556,7 @@ class Canvas:
         return (*GLOWS[material], self.owner)
 
 # %% ../nbs/02_streets.ipynb #e8975046
-def _sky(canvas, dice):
+def _sky(canvas, rng):
     size, (top, low) = canvas.size, canvas.sky
     horizon = int(min(max(canvas.camera.horizon, 0), 1) * size)
     blend = (np.arange(horizon) * 256 // max(horizon, 1))[:, None]
@@ -564,25 +564,25 @@ def _sky(canvas, dice):
     canvas.px.view(np.uint32)[:horizon, :, 0] = rows.view(np.uint32)
     white = (246, 246, 244) if canvas.mood["lamps"] < .6 else low
     tone = (*(int(.55 * a + .45 * b) for a, b in zip(low, white)), 0)
-    for _ in range(dice.integer(0, 6) if canvas.mood["haze"] > 50 else 0):  # clouds
-        x, y, w = dice.uniform(0, size), dice.uniform(0, horizon), dice.uniform(.05, .2) * size
+    for _ in range(rng.integer(0, 6) if canvas.mood["haze"] > 50 else 0):  # clouds
+        x, y, w = rng.uniform(0, size), rng.uniform(0, horizon), rng.uniform(.05, .2) * size
         for j in range(4):
-            axes = int(w * .6), int(w * dice.uniform(.1, .25))
+            axes = int(w * .6), int(w * rng.uniform(.1, .25))
             cv2.ellipse(canvas.px, (int(x + (j - 1.5) * w * .5), int(y)), axes, 0, 0, 360, tone, -1)
     u = -.1
     while u < 1.1:  # the skyline
-        w, h, tone = dice.uniform(.04, .2), dice.uniform(.01, .1), dice.near((124, 124, 122), 30)
+        w, h, tone = rng.uniform(.04, .2), rng.uniform(.01, .1), rng.near((124, 124, 122), 30)
         cv2.rectangle(canvas.px, (int(u * size), horizon - int(h * size)), (int((u + w) * size), horizon),
                       canvas.grade(tone, canvas.mood["haze"]), -1)
         u += w
-    grass = canvas.grade(dice.near(dice.pick([(112, 118, 96), (96, 120, 70), (150, 146, 138)])), 20)
+    grass = canvas.grade(rng.near(rng.pick([(112, 118, 96), (96, 120, 70), (150, 146, 138)])), 20)
     canvas.px.view(np.uint32)[horizon:] = np.array(grass, np.uint8).view(np.uint32)
 
 # %% ../nbs/02_streets.ipynb #14adafc5
-def _road(canvas, scene, dice):
+def _road(canvas, scene, rng):
     camera, left, right, pave = canvas.camera, scene["left"], scene["left"] + scene["width"], scene["pave"]
-    asphalt, mark = dice.near((96, 96, 100), 30, 4), dice.near((222, 220, 210), 14)
-    paving = dice.near(dice.pick([(168, 164, 158), (150, 142, 134), (178, 168, 150)]))
+    asphalt, mark = rng.near((96, 96, 100), 30, 4), rng.near((222, 220, 210), 14)
+    paving = rng.near(rng.pick([(168, 164, 158), (150, 142, 134), (178, 168, 150)]))
     def strip(x0, x1, z0, z1, colour, shade=1.):
         middle = abs((x0 + x1) * camera.sin + (z0 + z1) * camera.cos) / 2 if z1 - z0 < 40 else 8 + max(z0, 0) / 2
         canvas.flat([(x0, 0, z0), (x1, 0, z0), (x1, 0, z1), (x0, 0, z1)], colour, shade, middle)
@@ -593,21 +593,21 @@ def _road(canvas, scene, dice):
         strip(left - pave - 1, right + pave + 1, z0, z1, paving)
         for x in (left - .2, right): strip(x, x + .2, z0, z1, paving, 1.2)  # kerbs
         strip(left, right, z0, z1, asphalt)
-    for _ in range(dice.integer(2, 9)):  # repairs
-        x, z, w, long = dice.uniform(left, right - 1), dice.uniform(-6, 40), dice.uniform(.3, 2.5), dice.uniform(.5, 6)
-        strip(x, min(x + w, right), z, z + long, asphalt, dice.uniform(.8, 1.15))
+    for _ in range(rng.integer(2, 9)):  # repairs
+        x, z, w, long = rng.uniform(left, right - 1), rng.uniform(-6, 40), rng.uniform(.3, 2.5), rng.uniform(.5, 6)
+        strip(x, min(x + w, right), z, z + long, asphalt, rng.uniform(.8, 1.15))
     for i in range(1, scene["lanes"]):
-        x, dash = left + i * scene["lane"] - .07, dice.pick([0, 2, 3])
+        x, dash = left + i * scene["lane"] - .07, rng.pick([0, 2, 3])
         if dash: stripes(x, np.arange(-40, 90, dash * 2.5), .14, dash)
         else: strip(x, x + .14, -60, 120, mark)
     for x in (left + .35, right - .45):
-        if dice.chance(.5): strip(x, x + .1, -60, 120, mark)
-    if dice.chance(.25): stripes(np.arange(left + .4, right - .6, 1.), dice.uniform(4, 25), .5, 3)  # a crossing
+        if rng.chance(.5): strip(x, x + .1, -60, 120, mark)
+    if rng.chance(.25): stripes(np.arange(left + .4, right - .6, 1.), rng.uniform(4, 25), .5, 3)  # a crossing
 
 # %% ../nbs/02_streets.ipynb #3693b763
 def _house(canvas, key, x, side, z0, z1):
-    dice, lamps = Dice(key), canvas.mood["lamps"]
-    tall, floor, wall = dice.uniform(5, 22), dice.uniform(2.8, 3.6), dice.near(dice.pick(WALLS))
+    rng, lamps = Rng(key), canvas.mood["lamps"]
+    tall, floor, wall = rng.uniform(5, 22), rng.uniform(2.8, 3.6), rng.near(rng.pick(WALLS))
     z, back, shade = z0 if z0 > 0 else z1, x + 12 * side, .82 + max(0., -side * canvas.sun[0])
     canvas.flat([(x, 0, z), (back, 0, z), (back, tall, z), (x, tall, z)], wall, .85)
     depth = canvas.flat([(x, 0, z0), (x, 0, z1), (x, tall, z1), (x, tall, z0)], wall, shade)
@@ -615,27 +615,27 @@ def _house(canvas, key, x, side, z0, z1):
     def band(low, high, edge, colour, shade):
         a, b = z0 + edge, z1 - edge
         canvas.quads([[(x, low, a), (x, low, b), (x, high, b), (x, high, a)]], colour, shade, depth)
-    shop, cols, rows = dice.chance(.5), max(2, int((z1 - z0) / dice.uniform(2., 3.4))), int((tall - .8) / floor)
-    wide, share, glow = (z1 - z0) / cols, dice.uniform(.3, .6), 1 / max(canvas.mood["light"])
+    shop, cols, rows = rng.chance(.5), max(2, int((z1 - z0) / rng.uniform(2., 3.4))), int((tall - .8) / floor)
+    wide, share, glow = (z1 - z0) / cols, rng.uniform(.3, .6), 1 / max(canvas.mood["light"])
     low, a = (g.ravel() for g in np.meshgrid(np.arange(shop, rows) * floor + .9, z0 + (np.arange(cols) + .25) * wide))
     quads = np.empty((len(a), 4, 3))
     quads[..., 0], quads[:, :2, 1], quads[:, 2:, 1] = x, low[:, None], low[:, None] + floor * .55
     quads[:, ::3, 2], quads[:, 1:3, 2] = a[:, None], a[:, None] + wide * share
-    lit = np.array([lamps > 0 and dice.chance(.35 * lamps) for _ in range(len(a))], bool)
-    band(tall - .5, tall, 0, dice.near(wall, 30), shade)
-    canvas.quads(quads[~lit], dice.near((70, 84, 98), 25), shade, depth)
+    lit = np.array([lamps > 0 and rng.chance(.35 * lamps) for _ in range(len(a))], bool)
+    band(tall - .5, tall, 0, rng.near(wall, 30), shade)
+    canvas.quads(quads[~lit], rng.near((70, 84, 98), 25), shade, depth)
     canvas.quads(quads[lit], (240, 200, 130), glow, depth)
     if shop:
         band(.4, 2.3, .4, *(((250, 214, 150), glow) if lamps > .6 else ((80, 88, 92), shade)))
-        band(2.3, 2.95, .2, dice.near(dice.pick(PAINTS)), shade)
+        band(2.3, 2.95, .2, rng.near(rng.pick(PAINTS)), shade)
 
 # %% ../nbs/02_streets.ipynb #2c593c3b
-def _houses(canvas, scene, dice):
+def _houses(canvas, scene, rng):
     camera, rows, pave = canvas.camera, [], scene["pave"]
     for side, x in ((-1, min(scene["left"] - pave, -1.5)), (1, max(scene["left"] + scene["width"] + pave, 1.5))):
-        z, built = -60. + dice.uniform(0, 8), dice.chance(.88) and side * camera.yaw > -.25  # not the row at our back
+        z, built = -60. + rng.uniform(0, 8), rng.chance(.88) and side * camera.yaw > -.25  # not the row at our back
         while z < 130:
-            w, key = dice.uniform(6, 17), dice.word()
+            w, key = rng.uniform(6, 17), rng.word()
             if built and key % 8: rows.append((key, x + side * 2 * (key % 7 == 0), side, z, z + w))
             z += w + 2 * (key % 5 == 0)
     if not rows: return
@@ -648,9 +648,9 @@ def _houses(canvas, scene, dice):
 
 # %% ../nbs/02_streets.ipynb #05171ec2
 def _tree(canvas, thing):
-    dice, camera = Dice(thing["key"]), canvas.camera
-    bush = dice.chance(.25)
-    tall, crown = dice.uniform(.8, 1.5) if bush else dice.uniform(3, 7.5), dice.near(dice.pick(LEAVES))
+    rng, camera = Rng(thing["key"]), canvas.camera
+    bush = rng.chance(.25)
+    tall, crown = rng.uniform(.8, 1.5) if bush else rng.uniform(3, 7.5), rng.near(rng.pick(LEAVES))
     seen = camera.see(np.array([thing["x"]] * 2), np.array([0, tall * .7]), np.array([thing["z"]] * 2))
     depth, trunk = float(seen[2, 0]), canvas._fixed(seen)
     if depth < 1.5: return
@@ -658,10 +658,10 @@ def _tree(canvas, thing):
     bark = canvas.grade((84, 66, 50), depth)
     if not bush: cv2.polylines(canvas.px, [trunk], False, bark, max(1, int(.25 * unit)), cv2.LINE_8, 4)
     for _ in range(11):
-        across, up = dice.uniform(-.34, .34) * tall, dice.uniform(.2 if bush else .48, .92) * tall
-        leaves = canvas.grade(crown, depth, .7 + .5 * up / tall * dice.uniform(.7, 1.1))
+        across, up = rng.uniform(-.34, .34) * tall, rng.uniform(.2 if bush else .48, .92) * tall
+        leaves = canvas.grade(crown, depth, .7 + .5 * up / tall * rng.uniform(.7, 1.1))
         cv2.circle(canvas.px, (x + int(across * unit * 16), y - int(up * unit * 16)),
-                   int(dice.uniform(.1, .2) * tall * unit * 16), leaves, -1, cv2.LINE_8, 4)
+                   int(rng.uniform(.1, .2) * tall * unit * 16), leaves, -1, cv2.LINE_8, 4)
 
 # %% ../nbs/02_streets.ipynb #e582f81a
 DIFFICULTY = dict(along=.35, oblique=.35,   # share of images along the street and obliquely; the rest look across
@@ -675,10 +675,10 @@ COVERS = ["post", "lamppost", "walker", "stander", "sign", "tree", "bin", "crate
           "bollard"]
 
 
-def _thing(dice, model, x=0., z=0., heading=None, **more):
-    key = dice.word()
-    heading = dice.uniform(-3.2, 3.2) if heading is None else heading
-    scale = tuple(dice.uniform(.88, 1.12) for _ in range(3))
+def _thing(rng, model, x=0., z=0., heading=None, **more):
+    key = rng.word()
+    heading = rng.uniform(-3.2, 3.2) if heading is None else heading
+    scale = tuple(rng.uniform(.88, 1.12) for _ in range(3))
     return dict(model=model, x=x, z=z, heading=heading, scale=scale, colours=Palette(key), key=key, **more)
 
 # %% ../nbs/02_streets.ipynb #a8bf6e31
@@ -690,62 +690,62 @@ def plan(
 ) -> dict:
     "What is where, in metres: the camera, the street, `vehicles` and `things`. Independent of size and condition."
     if view not in VIEWS: raise CourseError(f"streets has no view '{view}': choose from {', '.join(VIEWS)}")
-    dice, k = Dice("streets", view, seed, split, index), DIFFICULTY
-    lanes, lane, way = dice.integer(2, 4), dice.uniform(3., 3.6), dice.uniform()
+    rng, k = Rng("streets", view, seed, split, index), DIFFICULTY
+    lanes, lane, way = rng.integer(2, 4), rng.uniform(3., 3.6), rng.uniform()
     low, high = (0, .35) if way < k["along"] else (.35, 1.2) if way < k["along"] + k["oblique"] else (1.2, 1.75)
-    yaw = dice.uniform(low, high) * dice.pick([-1, 1])
-    height = dice.pick([dice.uniform(1.1, 1.8), dice.uniform(1.5, 3.), dice.uniform(2.5, 6.)])
-    camera = Camera(yaw, height, dice.uniform(.28, .5), dice.uniform(.8, 1.5))
-    scene = dict(view=view, camera=camera, lanes=lanes, lane=lane, width=lanes * lane + dice.pick([0, 0, 2.2]),
-                 pave=dice.uniform(1.8, 4.5), vehicles=[], things=[], look=dice.word())
-    if view == "single": _one_vehicle(scene, dice, CLASSES[index % 5])
-    else: _traffic(scene, dice)
-    _furnish(scene, Dice("things", view, seed, split, index))
+    yaw = rng.uniform(low, high) * rng.pick([-1, 1])
+    height = rng.pick([rng.uniform(1.1, 1.8), rng.uniform(1.5, 3.), rng.uniform(2.5, 6.)])
+    camera = Camera(yaw, height, rng.uniform(.28, .5), rng.uniform(.8, 1.5))
+    scene = dict(view=view, camera=camera, lanes=lanes, lane=lane, width=lanes * lane + rng.pick([0, 0, 2.2]),
+                 pave=rng.uniform(1.8, 4.5), vehicles=[], things=[], look=rng.word())
+    if view == "single": _one_vehicle(scene, rng, CLASSES[index % 5])
+    else: _traffic(scene, rng)
+    _furnish(scene, Rng("things", view, seed, split, index))
     return scene
 
 # %% ../nbs/02_streets.ipynb #0ea8a06c
-def _one_vehicle(scene, dice, name):  # of a wanted size at a wanted place in the image; then the road under it
+def _one_vehicle(scene, rng, name):  # of a wanted size at a wanted place in the image; then the road under it
     camera, k = scene["camera"], DIFFICULTY
-    turn = dice.uniform(-.15, .15) if dice.chance(.8) else dice.uniform(-1.2, 1.2)
-    thing = _thing(dice, dice.pick(KINDS[name]), heading=dice.pick([0, math.pi]) + turn, name=name)
+    turn = rng.uniform(-.15, .15) if rng.chance(.8) else rng.uniform(-1.2, 1.2)
+    thing = _thing(rng, rng.pick(KINDS[name]), heading=rng.pick([0, math.pi]) + turn, name=name)
     long, tall, deep = ((shape(thing["model"]).high - shape(thing["model"]).low) * thing["scale"]).tolist()
     angle = thing["heading"] - camera.yaw
     wide = abs(long * math.sin(angle)) + abs(deep * math.cos(angle))
-    span = k["small"] + (k["large"] - k["small"]) * dice.uniform() ** 2   # small ones are more frequent
+    span = k["small"] + (k["large"] - k["small"]) * rng.uniform() ** 2   # small ones are more frequent
     ahead = max(camera.focal * max(wide, tall) / span, long * .5 + deep + 1.)
-    aside = (dice.uniform(k["margin"], 1 - k["margin"]) - .5) * ahead / camera.focal
+    aside = (rng.uniform(k["margin"], 1 - k["margin"]) - .5) * ahead / camera.focal
     camera.height = min(camera.height, .6 * ahead / camera.focal)
-    camera.horizon = min(max(dice.uniform(.3, .75) - camera.focal * (camera.height - tall / 2) / ahead, .08), .7)
+    camera.horizon = min(max(rng.uniform(.3, .75) - camera.focal * (camera.height - tall / 2) / ahead, .08), .7)
     def place(aside, ahead): return aside * camera.cos + ahead * camera.sin, -aside * camera.sin + ahead * camera.cos
     thing["x"], thing["z"] = place(aside, ahead)
-    scene["left"] = thing["x"] - (dice.integer(0, scene["lanes"]) + .5) * scene["lane"] + dice.uniform(-.5, .5)
+    scene["left"] = thing["x"] - (rng.integer(0, scene["lanes"]) + .5) * scene["lane"] + rng.uniform(-.5, .5)
     scene["vehicles"].append(thing)
-    for _ in range(dice.integer(1, 4) if dice.chance(k["occlude"]) else 0):
-        part, across = dice.uniform(.55, .9), aside + dice.uniform(-.6, .6) * wide
+    for _ in range(rng.integer(1, 4) if rng.chance(k["occlude"]) else 0):
+        part, across = rng.uniform(.55, .9), aside + rng.uniform(-.6, .6) * wide
         spot = place(across * part, ahead * part)
-        if ahead * part > 2.5: scene["things"].append(_thing(dice, dice.pick(COVERS), *spot))
+        if ahead * part > 2.5: scene["things"].append(_thing(rng, rng.pick(COVERS), *spot))
 
 # %% ../nbs/02_streets.ipynb #ebaa99f8
-def _traffic(scene, dice):  # vehicles in the lanes and at the kerb, in sight, none inside another
+def _traffic(scene, rng):  # vehicles in the lanes and at the kerb, in sight, none inside another
     camera, multi, width, taken = scene["camera"], scene["view"] == "multi", scene["width"], []
     along = abs(camera.yaw) < .4
-    across = dice.uniform(-1.5, width / 2) if along else dice.uniform(-9, -1.5)  # from the side we look away from
+    across = rng.uniform(-1.5, width / 2) if along else rng.uniform(-9, -1.5)  # from the side we look away from
     left = scene["left"] = -across if camera.yaw > 0 else across - width
-    wanted, far, least = dice.integer(1, 5 if multi else 8), 26 if multi else 45, .16 if multi else .06
+    wanted, far, least = rng.integer(1, 5 if multi else 8), 26 if multi else 45, .16 if multi else .06
     for _ in range(80):
         if len(taken) == wanted: break
-        name, lane = dice.pick(CLASSES), dice.integer(0, scene["lanes"])
-        x, heading = left + (lane + .5) * scene["lane"] + dice.uniform(-.4, .4), dice.uniform(-.1, .1)
+        name, lane = rng.pick(CLASSES), rng.integer(0, scene["lanes"])
+        x, heading = left + (lane + .5) * scene["lane"] + rng.uniform(-.4, .4), rng.uniform(-.1, .1)
         heading += math.pi * (lane < scene["lanes"] / 2)   # the left lanes come towards us
-        if name in ("bicycle", "motorcycle") and dice.chance(.5):
-            x, heading = left + dice.pick([0, width]) + dice.uniform(-1.2, 1.2), heading + dice.uniform(-.5, .5)
-        if dice.chance(.06): heading += dice.uniform(-1.5, 1.5)
-        slope = (dice.uniform(.02, .98) - .5) / camera.focal  # of the ray through a column of the image
-        depth = dice.uniform(2, far) if along else x / (slope * camera.cos + camera.sin)
+        if name in ("bicycle", "motorcycle") and rng.chance(.5):
+            x, heading = left + rng.pick([0, width]) + rng.uniform(-1.2, 1.2), heading + rng.uniform(-.5, .5)
+        if rng.chance(.06): heading += rng.uniform(-1.5, 1.5)
+        slope = (rng.uniform(.02, .98) - .5) / camera.focal  # of the ray through a column of the image
+        depth = rng.uniform(2, far) if along else x / (slope * camera.cos + camera.sin)
         z = (depth - x * camera.sin) / camera.cos if along else depth * (camera.cos - slope * camera.sin)
-        aside, model = x * camera.cos - z * camera.sin, dice.pick(KINDS[name])
+        aside, model = x * camera.cos - z * camera.sin, rng.pick(KINDS[name])
         if not 1.5 < depth < far or abs(aside) * camera.focal > .5 * depth: continue
-        thing = _thing(dice, model, x, z, heading, name=name)
+        thing = _thing(rng, model, x, z, heading, name=name)
         long, tall, deep = ((shape(model).high - shape(model).low) * thing["scale"] / 2).tolist()
         c, s = abs(math.cos(heading)), abs(math.sin(heading))
         rx, rz = deep * c + long * s + .2, long * c + deep * s + .4
@@ -758,13 +758,13 @@ def _traffic(scene, dice):  # vehicles in the lanes and at the kerb, in sight, n
         scene["vehicles"].append(thing)
 
 # %% ../nbs/02_streets.ipynb #ffe2c8fb
-def _furnish(scene, dice):  # trees, lamps, people and boxes on both pavements, none right in front of the camera
+def _furnish(scene, rng):  # trees, lamps, people and boxes on both pavements, none right in front of the camera
     camera, left, right, z = scene["camera"], scene["left"], scene["left"] + scene["width"], -30.
     where = [(v["x"], v["z"]) for v in scene["vehicles"]]
     farthest = max([a * camera.sin + b * camera.cos for a, b in where], default=0)
     while z < 80:
-        z += dice.uniform(1.2, 7) / DIFFICULTY["clutter"]
-        side, off, model = dice.chance(.5), dice.uniform(.4, scene["pave"]), dice.pick(FURNITURE)
+        z += rng.uniform(1.2, 7) / DIFFICULTY["clutter"]
+        side, off, model = rng.chance(.5), rng.uniform(.4, scene["pave"]), rng.pick(FURNITURE)
         big = model in ("container", "kiosk", "shelter", "board", "trailer", "dumpster")
         if big: off = scene["pave"]
         x = left - off if side else right + off
@@ -772,8 +772,8 @@ def _furnish(scene, dice):  # trees, lamps, people and boxes on both pavements, 
         if not 2 < depth < 60 or abs(aside) > .7 * depth / camera.focal + 1 or big and depth < 6: continue
         if depth < 5 and depth < farthest or any(abs(x - a) < 2.5 and abs(z - b) < 4 for a, b in where): continue
         turn = math.pi * (not side) if model == "lamppost" else None
-        if big: turn = dice.uniform(-.1, .1) + dice.pick([0, math.pi])
-        scene["things"].append(_thing(dice, model, x, z, turn))
+        if big: turn = rng.uniform(-.1, .1) + rng.pick([0, math.pi])
+        scene["things"].append(_thing(rng, model, x, z, turn))
 
 # %% ../nbs/02_streets.ipynb #c6eb7d78
 def _populate(canvas, scene):  # paint what stands on the ground; the objects that can be seen
@@ -828,32 +828,32 @@ def _shine(canvas, rgb):  # add the halos of the lamps that nothing covers
         rgb[y0:y1, x0:x1] = np.minimum(rgb[y0:y1, x0:x1] + spot, 255)
 
 # %% ../nbs/02_streets.ipynb #8fe9f397
-def _develop(canvas, dice, rain):  # samples to uint8 [size, size, 3]: rain, means, halos, exposure, grain
+def _develop(canvas, rng, rain):  # samples to uint8 [size, size, 3]: rain, means, halos, exposure, grain
     px, size = canvas.px, canvas.size
     if rain:
-        px, slant = px.copy(), dice.uniform(-.3, .3)
-        for _ in range(dice.integer(60, 160)):
-            x, y, long = dice.uniform(0, size), dice.uniform(-.1, 1) * size, dice.uniform(.02, .08) * size
+        px, slant = px.copy(), rng.uniform(-.3, .3)
+        for _ in range(rng.integer(60, 160)):
+            x, y, long = rng.uniform(0, size), rng.uniform(-.1, 1) * size, rng.uniform(.02, .08) * size
             cv2.line(px, (int(x), int(y)), (int(x + slant * long), int(y + long)), (205, 210, 216, 0), 1)
     while len(px) * canvas.step > size: px = cv2.resize(px, (len(px) // 2, len(px) // 2), interpolation=cv2.INTER_AREA)
     rgb = cv2.cvtColor(px, cv2.COLOR_RGBA2RGB)
     if canvas.mood["glow"]: _shine(canvas, rgb)
-    gain, lift, grain = dice.uniform(.8, 1.2), dice.integer(-12, 14), dice.uniform(1, 5) * canvas.mood["grain"]
-    tints = [int(gain * dice.uniform(.95, 1.05) * 256) for _ in range(3)]
+    gain, lift, grain = rng.uniform(.8, 1.2), rng.integer(-12, 14), rng.uniform(1, 5) * canvas.mood["grain"]
+    tints = [int(gain * rng.uniform(.95, 1.05) * 256) for _ in range(3)]
     table = np.stack([np.clip(np.arange(256) * tint // 256 + lift, 0, 255) for tint in tints], -1)[None]  # [1, 256, 3]
-    a, b = dice.integer(0, 512), dice.integer(0, 512)
+    a, b = rng.integer(0, 512), rng.integer(0, 512)
     specks = _grain()[a:a + len(rgb), b:b + len(rgb)] * np.int16(grain * 8) >> 10
     return cv2.add(cv2.LUT(rgb, table.astype(np.uint8)), cv2.merge([specks] * 3), dtype=cv2.CV_8U)
 
 # %% ../nbs/02_streets.ipynb #962c4095
 def _expose(scene, size, condition, backdrop=True):  # the painted canvas and its objects
-    look, mood = Dice(scene["look"]), CONDITIONS[condition]
+    look, mood = Rng(scene["look"]), CONDITIONS[condition]
     around, sky = look.uniform(-math.pi, math.pi), look.pick(mood["skies"])
     sun = mood["sun"] * math.sin(around), mood["sun"] * .8, mood["sun"] * math.cos(around)
     canvas = Canvas(size, scene["camera"], mood, sky, sun)
     if backdrop:
         for number, layer in enumerate((_sky, _road, _houses)):
-            layer(canvas, *([scene] if number else []), Dice(scene["look"], number))
+            layer(canvas, *([scene] if number else []), Rng(scene["look"], number))
     objects = _populate(canvas, scene)
     if scene["view"] == "single" and scene["things"] and not (objects and objects[0]["visible"] > .4):
         return _expose(dict(scene, things=[]), size, condition, backdrop)  # the answer is hidden: clear the view
@@ -871,10 +871,10 @@ def draw(
     """An image, uint8 [size, size, 3], and its objects: dicts with name, box (x1, y1, x2, y2 in pixels), truncated,
     occluded, difficult and visible (the share of it that nothing covers). A pure function."""
     if condition not in (*CONDITIONS, "mixed"): raise CourseError(f"streets has no condition '{condition}'")
-    if condition == "mixed": condition = Dice("condition", seed, split, index).pick(list(CONDITIONS))
+    if condition == "mixed": condition = Rng("condition", seed, split, index).pick(list(CONDITIONS))
     scene = plan(view, seed, split, index)
     canvas, objects = _expose(scene, size, condition)
-    return _develop(canvas, Dice(scene["look"], 3), condition == "rain"), objects
+    return _develop(canvas, Rng(scene["look"], 3), condition == "rain"), objects
 
 # %% ../nbs/02_streets.ipynb #ff4d88c1
 def annotate(

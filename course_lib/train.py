@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['tasks', 'augmentations', 'LEAST', 'schedules', 'optimizers', 'networks', 'Classification', 'OfLogits', 'MultiLabel',
-           'channel_statistics', 'flipped', 'alternated', 'shifted', 'nudged', 'Dice', 'generator', 'Loader',
+           'channel_statistics', 'flipped', 'alternated', 'shifted', 'nudged', 'BatchRng', 'generator', 'Loader',
            'most_at_once', 'side_at', 'measure', 'share', 'as_float', 'Recipe', 'constant', 'cosine', 'linear',
            'one_cycle', 'plateau', 'learning_rate', 'groups', 'adamw', 'sgd', 'seed_step', 'Checkpoint', 'unfinished',
            'same_run', 'claim', 'Losses', 'advice', 'History', 'make_accelerator', 'leave', 'best_precision',
@@ -136,33 +136,33 @@ augmentations = Registry("augmentation")  # name -> function(images, targets, ge
 
 
 @augmentations.register("flip")
-def flipped(images, targets, dice, classes): return flip(images, dice), targets
+def flipped(images, targets, rng, classes): return flip(images, rng), targets
 
 
 @augmentations.register("alternate")  # each image one way in this epoch, the other way in the next (Jordan 2024, section 3.6)
-def alternated(images, targets, dice, classes):
-    first = np.random.default_rng(0).integers(2, size=dice.numbers.max() + 1)[dice.numbers]        # [B]
-    mirrored = torch.from_numpy((first + dice.epoch) % 2 == 1).to(images.device)
+def alternated(images, targets, rng, classes):
+    first = np.random.default_rng(0).integers(2, size=rng.numbers.max() + 1)[rng.numbers]        # [B]
+    mirrored = torch.from_numpy((first + rng.epoch) % 2 == 1).to(images.device)
     return torch.where(mirrored[:, None, None, None], images.flip(3), images), targets
 
 
 @augmentations.register("shift")
-def shifted(images, targets, dice, classes): return shift(images, dice, max(1, images.shape[-1] // 8)), targets
+def shifted(images, targets, rng, classes): return shift(images, rng, max(1, images.shape[-1] // 8)), targets
 
 
 @augmentations.register("nudge")  # half as far: better for trainings of few epochs
-def nudged(images, targets, dice, classes): return shift(images, dice, max(1, images.shape[-1] // 16)), targets
+def nudged(images, targets, rng, classes): return shift(images, rng, max(1, images.shape[-1] // 16)), targets
 
 # %% ../nbs/05_training.ipynb #bd044296
-class Dice(torch.Generator):
+class BatchRng(torch.Generator):
     "A source of randomness for the augmentation of a batch."
     epoch: int           # of the batch, from 0
     numbers: np.ndarray  # of its images in their split, [B]
 
 
-def generator(*numbers: int) -> Dice:
+def generator(*numbers: int) -> BatchRng:
     "A source of randomness that follows from these numbers."
-    return Dice().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+    return BatchRng().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
 
 # %% ../nbs/05_training.ipynb #a67cf70b
 class Loader:
@@ -189,9 +189,9 @@ class Loader:
     ) -> tuple[Tensor, Tensor]:
         "Images, float32 [B, 3, S, S] with about zero mean and unit variance, and targets."
         images, targets = (part.to(self.device, non_blocking=True) for part in self.batches.batch(epoch, step))
-        dice = generator(self.seed, epoch, step)
-        dice.epoch, dice.numbers = epoch, self.batches.numbers(epoch, step)
-        for change in self.changes: images, targets = change(images, targets, dice, self.classes)
+        rng = generator(self.seed, epoch, step)
+        rng.epoch, rng.numbers = epoch, self.batches.numbers(epoch, step)
+        for change in self.changes: images, targets = change(images, targets, rng, self.classes)
         images = to_float(images, self.mean, self.std)
         if self.device.type == "mps": images = images.contiguous()  # there channels last has been wrong (pytorch issue 175189)
         side = side_at(images.shape[-1], epoch, self.recipe) if self.training else images.shape[-1]

@@ -28,7 +28,7 @@ KINDS = ["random", "touching", "nested", "identical", "empty"]
 
 
 @pytest.fixture
-def dice(): return torch.Generator().manual_seed(0)
+def rng(): return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,9 @@ def ssd300(): return anchors(**SSD300, **PIXELS)
 def targets(): return load("streets?view=detection&n=8&valid=5&test=5").train.targets
 
 
-def some(dice, n, kind="touching", size=300.0):
+def some(rng, n, kind="touching", size=300.0):
     "Boxes [n, 4] of a kind, x1 y1 x2 y2 within the size."
-    corners = torch.rand(n, 2, 2, generator=dice).sort(1).values.flatten(1) * size
+    corners = torch.rand(n, 2, 2, generator=rng).sort(1).values.flatten(1) * size
     if kind == "touching": return (corners * 8 / size).round() * size / 8       # on a coarse grid; some without area
     if kind == "nested":
         grow = torch.linspace(0, size / 2.1, n)[:, None]
@@ -81,8 +81,8 @@ def match_by_force(grid, objects, threshold=0.5):
 # ---- areas
 
 @pytest.mark.parametrize("first, second", list(itertools.product(KINDS, KINDS)))
-def test_iou_is_torchvisions_and_zero_where_that_is_nan(first, second, dice):
-    a, b = some(dice, 40, first), some(dice, 30, second)
+def test_iou_is_torchvisions_and_zero_where_that_is_nan(first, second, rng):
+    a, b = some(rng, 40, first), some(rng, 30, second)
     ours, theirs = iou(a, b), box_iou(a, b)
     assert torch.equal(ours, theirs.nan_to_num(0)) and ((ours >= 0) & (ours <= 1)).all()
     theirs = generalized_box_iou(a, b)
@@ -90,14 +90,14 @@ def test_iou_is_torchvisions_and_zero_where_that_is_nan(first, second, dice):
     assert ((giou(a, b) >= -1) & (giou(a, b) <= 1)).all()
 
 
-def test_thousands_of_boxes_and_none_at_all(dice):
-    a, b = some(dice, 3000, "random"), some(dice, 2000, "random")
+def test_thousands_of_boxes_and_none_at_all(rng):
+    a, b = some(rng, 3000, "random"), some(rng, 2000, "random")
     assert torch.equal(iou(a, b), box_iou(a, b))
     for n, m in ((0, 5), (5, 0), (0, 0)): assert iou(a[:n], b[:m]).shape == giou(a[:n], b[:m]).shape == (n, m)
 
 
-def test_pairs_of_whole_batches(dice):
-    a, b = some(dice, 24).view(2, 3, 4, 4), some(dice, 10).view(2, 1, 5, 4)
+def test_pairs_of_whole_batches(rng):
+    a, b = some(rng, 24).view(2, 3, 4, 4), some(rng, 10).view(2, 1, 5, 4)
     for measure in (iou, giou):
         table = measure(a, b)
         assert table.shape == (2, 3, 4, 5)
@@ -110,11 +110,11 @@ def test_half_precision_and_whole_numbers_are_widened():
         assert abs(iou(a.to(kind), b.to(kind)).item() - 0.5) < 0.01
 
 
-def test_gradients_are_those_of_the_numbers_and_always_finite(dice):
-    a, b = (some(dice, 5, "random", 9.0).double() + torch.tensor([0, 0, 1, 1]) for _ in range(2))
+def test_gradients_are_those_of_the_numbers_and_always_finite(rng):
+    a, b = (some(rng, 5, "random", 9.0).double() + torch.tensor([0, 0, 1, 1]) for _ in range(2))
     for measure in (iou, giou): assert gradcheck(measure, (a.requires_grad_(), b.requires_grad_()))
     for first, second in itertools.product(KINDS, KINDS):
-        a, b = some(dice, 12, first).requires_grad_(), some(dice, 9, second).requires_grad_()
+        a, b = some(rng, 12, first).requires_grad_(), some(rng, 9, second).requires_grad_()
         for measure in (iou, giou):
             grads = torch.autograd.grad(measure(a, b).sum(), (a, b))
             assert all(grad.isfinite().all() for grad in grads)
@@ -128,8 +128,8 @@ def test_giou_pulls_boxes_together_where_iou_does_not():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_conversions_are_torchvisions_and_each_others_inverse(kind, dice):
-    found = some(dice, 50, kind).view(5, 10, 4)
+def test_conversions_are_torchvisions_and_each_others_inverse(kind, rng):
+    found = some(rng, 50, kind).view(5, 10, 4)
     centres = xyxy_to_cxcywh(found)
     assert torch.equal(centres, box_convert(found, "xyxy", "cxcywh"))
     assert torch.allclose(cxcywh_to_xyxy(centres), found, atol=1e-4)
@@ -187,28 +187,28 @@ def test_lists_that_do_not_belong_together_are_refused(change):
 # ---- matching
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_matching_is_brute_force(kind, dice):
-    coarse = some(dice, 25, "touching") + torch.tensor([0.0, 0.0, 9.0, 9.0])
+def test_matching_is_brute_force(kind, rng):
+    coarse = some(rng, 25, "touching") + torch.tensor([0.0, 0.0, 9.0, 9.0])
     grid = torch.cat([anchors(squares(4, 2), [0.3, 0.5, 0.9], [[2], [2]], (300, 300)), coarse])
     for case in range(60):
-        sets = [some(dice, n, kind) for n in torch.randint(0, 14, (3,), generator=dice).tolist()]
+        sets = [some(rng, n, kind) for n in torch.randint(0, 14, (3,), generator=rng).tolist()]
         threshold = (0.3, 0.5, 0.7)[case % 3]
         for found, objects in zip(matched(grid, sets, threshold=threshold), sets):
             assert torch.equal(found, match_by_force(grid, objects, threshold))
 
 
-def test_one_to_one_is_brute_force_with_equal_values_everywhere(dice):
+def test_one_to_one_is_brute_force_with_equal_values_everywhere(rng):
     for _ in range(200):
-        n, a = (int(torch.randint(1, 9, (1,), generator=dice)) for _ in range(2))
-        quality = torch.randint(0, 4, (2, n, a), generator=dice) / 4
+        n, a = (int(torch.randint(1, 9, (1,), generator=rng)) for _ in range(2))
+        quality = torch.randint(0, 4, (2, n, a), generator=rng) / 4
         expected = [one_to_one(table) for table in quality]
         assert bipartite(quality.clone()).tolist() == expected
 
 
-def test_matching_is_torchvisions_where_no_two_objects_want_the_same_anchor(ssd300, dice):
+def test_matching_is_torchvisions_where_no_two_objects_want_the_same_anchor(ssd300, rng):
     compared = 0
     for case in range(30):
-        objects = some(dice, 1 + case % 12, "random") * 0.9 + torch.tensor([0.0, 0.0, 20.0, 20.0])
+        objects = some(rng, 1 + case % 12, "random") * 0.9 + torch.tensor([0.0, 0.0, 20.0, 20.0])
         quality = box_iou(objects, ssd300)
         if len(quality.argmax(1).unique()) < len(objects): continue
         compared += 1
@@ -216,10 +216,10 @@ def test_matching_is_torchvisions_where_no_two_objects_want_the_same_anchor(ssd3
     assert compared >= 20
 
 
-def test_every_object_has_an_anchor_in_any_order(ssd300, dice):
+def test_every_object_has_an_anchor_in_any_order(ssd300, rng):
     for n in (50, 300, 1500):
-        objects = some(dice, n, "random") * 0.95 + torch.tensor([0.0, 0.0, 6.0, 9.0])
-        order = torch.randperm(n, generator=dice)
+        objects = some(rng, n, "random") * 0.95 + torch.tensor([0.0, 0.0, 6.0, 9.0])
+        order = torch.randperm(n, generator=rng)
         found, other = matched(ssd300, [objects, objects[order]])
         assert set(found[found >= 0].tolist()) == set(range(n))
         assert torch.equal(found[found >= 0], order[other[found >= 0]]) and torch.equal(found < 0, other < 0)
@@ -236,14 +236,14 @@ def test_more_objects_than_anchors():
     assert sorted(found.tolist()) == [0, 1, 2, 3]
 
 
-def test_images_without_objects(ssd300, dice):
+def test_images_without_objects(ssd300, rng):
     assert (match(ssd300, torch.zeros(3, 0, 4), torch.zeros(3, 0, dtype=torch.bool)) == -1).all()
-    found = matched(ssd300, [some(dice, 0), some(dice, 3, "random"), some(dice, 0)])
+    found = matched(ssd300, [some(rng, 0), some(rng, 3, "random"), some(rng, 0)])
     assert found.dtype == torch.int64 and (found[[0, 2]] == -1).all() and (found[1] >= 0).any()
 
 
-def test_padding_and_the_other_images_do_not_matter(ssd300, dice):
-    sets = [some(dice, n, "random") for n in (4, 1, 9, 0)]
+def test_padding_and_the_other_images_do_not_matter(ssd300, rng):
+    sets = [some(rng, n, "random") for n in (4, 1, 9, 0)]
     boxes, labels = padded(sets)
     expected = match(ssd300, boxes, labels > 0)
     for rubbish in (math.nan, math.inf, 77.0):
@@ -262,8 +262,8 @@ def test_objects_that_touch_no_anchor_get_none():
     with pytest.raises(CourseError, match="threshold=0"): matched(grid, [tensor([0, 0, 4, 4])], threshold=0)
 
 
-def test_the_inputs_stay_as_they_are(ssd300, dice):
-    boxes, labels = padded([some(dice, 5), some(dice, 2)])
+def test_the_inputs_stay_as_they_are(ssd300, rng):
+    boxes, labels = padded([some(rng, 5), some(rng, 2)])
     before = boxes.clone(), ssd300.clone()
     match(ssd300, boxes, labels > 0)
     assert torch.equal(boxes, before[0]) and torch.equal(ssd300, before[1])
@@ -280,12 +280,12 @@ def test_targets_of_the_data_can_be_padded(targets):
 
 # ---- offsets
 
-def test_offsets_are_torchvisions_and_come_back(ssd300, dice):
-    objects = some(dice, len(ssd300), "random") + torch.tensor([0.0, 0.0, 1.0, 2.0])
+def test_offsets_are_torchvisions_and_come_back(ssd300, rng):
+    objects = some(rng, len(ssd300), "random") + torch.tensor([0.0, 0.0, 1.0, 2.0])
     coder, offsets = BoxCoder((10.0, 10.0, 5.0, 5.0)), encode(objects, ssd300)
     assert torch.allclose(offsets, coder.encode_single(objects, ssd300), atol=1e-4, rtol=1e-4)
     assert torch.allclose(decode(offsets, ssd300), objects, atol=2e-3)
-    said = torch.randn(3, len(ssd300), 4, generator=dice) * 8
+    said = torch.randn(3, len(ssd300), 4, generator=rng) * 8
     for own, ours in zip(said, decode(said, ssd300)):
         assert torch.allclose(ours, coder.decode_single(own, ssd300), atol=1e-2, rtol=1e-4)
 
@@ -296,9 +296,9 @@ def test_decoding_is_finite_whatever_the_network_says(ssd300):
     assert abs((widest[2] - widest[0]) / 2 - 1000 / 16) < 1e-3
 
 
-def test_other_variances_and_double_precision(dice):
+def test_other_variances_and_double_precision(rng):
     grid = anchors([(2, 3)], [0.4, 0.5], [[2]]).double()
-    objects = (some(dice, len(grid), "random", 1.0) + torch.tensor([0, 0, 0.1, 0.1])).double()
+    objects = (some(rng, len(grid), "random", 1.0) + torch.tensor([0, 0, 0.1, 0.1])).double()
     for variances in (VARIANCES, (1.0, 1.0, 1.0, 1.0)):
         assert torch.allclose(decode(encode(objects, grid, variances), grid, variances), objects)
     assert gradcheck(lambda offsets: decode(offsets, grid), encode(objects, grid).requires_grad_())
@@ -316,20 +316,20 @@ def nms_by_force(boxes, scores, threshold):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nms_is_brute_force_and_torchvisions(kind, dice):
+def test_nms_is_brute_force_and_torchvisions(kind, rng):
     for case in range(60):
-        n, threshold = int(torch.randint(0, 30, (1,), generator=dice)), (0.0, 0.45, 0.7)[case % 3]
-        boxes, scores = some(dice, n, kind), torch.randint(0, 6, (n,), generator=dice) / 6
+        n, threshold = int(torch.randint(0, 30, (1,), generator=rng)), (0.0, 0.45, 0.7)[case % 3]
+        boxes, scores = some(rng, n, kind), torch.randint(0, 6, (n,), generator=rng) / 6
         kept = nms(boxes, scores, threshold=threshold)
         assert kept.tolist() == nms_by_force(boxes, scores.tolist(), threshold)
         if kind != "empty" and threshold: assert torch.equal(kept, torchvision_nms(boxes, scores, threshold))
 
 
 @pytest.mark.parametrize("n", [0, 1, 60, 3000])  # torchvision changes its method at 1000
-def test_nms_keeps_classes_and_images_apart_and_its_order(n, dice):
-    boxes = some(dice, n, "random") - 150.0                            # half of the coordinates are negative
-    scores = torch.randint(0, 20, (n,), generator=dice) / 20
-    labels, images = torch.randint(1, 5, (n,), generator=dice), torch.randint(0, 4, (n,), generator=dice)
+def test_nms_keeps_classes_and_images_apart_and_its_order(n, rng):
+    boxes = some(rng, n, "random") - 150.0                            # half of the coordinates are negative
+    scores = torch.randint(0, 20, (n,), generator=rng) / 20
+    labels, images = torch.randint(1, 5, (n,), generator=rng), torch.randint(0, 4, (n,), generator=rng)
     expected = []
     for image in range(4):
         own = []
@@ -340,8 +340,8 @@ def test_nms_keeps_classes_and_images_apart_and_its_order(n, dice):
     assert nms(boxes, scores, labels, images, top=25).tolist() == expected
 
 
-def test_nms_of_boxes_in_far_apart_groups_is_as_exact_as_alone(dice):
-    boxes = some(dice, 300, "random", 1.0)
+def test_nms_of_boxes_in_far_apart_groups_is_as_exact_as_alone(rng):
+    boxes = some(rng, 300, "random", 1.0)
     alone = nms(boxes, torch.linspace(1, 0, 300))
     groups = torch.full((300,), 5000)
     assert torch.equal(nms(boxes, torch.linspace(1, 0, 300), groups, groups), alone)

@@ -36,7 +36,7 @@ ints = lambda *values: torch.tensor(values, dtype=torch.int64)
 
 
 @pytest.fixture
-def dice(): return torch.Generator().manual_seed(0)
+def rng(): return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +47,9 @@ def streets(): return load("streets?view=detection&n=16&valid=6&test=6&size=64")
 def trained(streets): return models["ssd"](streets, **TINY)
 
 
-def random_outputs(dice, images=3, classes=4, sure=2.0):
+def random_outputs(rng, images=3, classes=4, sure=2.0):
     shape = images, len(GRID)
-    return dict(loc=torch.randn(*shape, 4, generator=dice), conf=sure * torch.randn(*shape, classes + 1, generator=dice), anchors=GRID)
+    return dict(loc=torch.randn(*shape, 4, generator=rng), conf=sure * torch.randn(*shape, classes + 1, generator=rng), anchors=GRID)
 
 
 def by_torchvision(outputs, size, **how):
@@ -75,20 +75,20 @@ def agree(found, others):
 # ---- decoding and suppression
 
 @pytest.mark.parametrize("how", [{}, dict(least=0.3), dict(threshold=0.2), dict(most=7), dict(top=5), dict(least=0.999)])
-def test_detections_are_torchvisions(how, dice):
-    outputs = random_outputs(dice)
+def test_detections_are_torchvisions(how, rng):
+    outputs = random_outputs(rng)
     agree(detections(outputs, 96, **how), by_torchvision(outputs, 96, **how))
 
 
-def test_no_detection_and_no_image(dice):
-    outputs = random_outputs(dice)
+def test_no_detection_and_no_image(rng):
+    outputs = random_outputs(rng)
     outputs["conf"][..., 0] = 50
     assert [len(found["boxes"]) for found in detections(outputs, 96)] == [0, 0, 0]
     assert all(found["boxes"].shape == (0, 4) for found in detections(outputs, 96))
 
 
-def test_boxes_stay_in_the_image_and_scores_fall(dice):
-    for found in detections(random_outputs(dice), 96):
+def test_boxes_stay_in_the_image_and_scores_fall(rng):
+    for found in detections(random_outputs(rng), 96):
         assert found["boxes"].min() >= 0 and found["boxes"].max() <= 96 and found["labels"].min() >= 1 and found["labels"].max() <= 4
         assert (found["scores"].diff() <= 0).all()
 
@@ -193,8 +193,8 @@ def test_difficult_objects_count_neither_way():
     assert ap50([{k: v[:1] for k, v in found[0].items()}], [target]) == 0
 
 
-def test_metric_is_the_same_batch_by_batch(dice):
-    outputs, targets = random_outputs(dice, 6), random_case(1, 6, 4)[1]
+def test_metric_is_the_same_batch_by_batch(rng):
+    outputs, targets = random_outputs(rng, 6), random_case(1, 6, 4)[1]
     whole, parts = AveragePrecision(96), AveragePrecision(96)
     whole.update(outputs, targets)
     for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
@@ -495,13 +495,13 @@ dist.destroy_process_group()
 
 def known_answers():
     "Detections and truths of five images."
-    dice = torch.Generator().manual_seed(3)
+    rng = torch.Generator().manual_seed(3)
     def boxes(n):
-        low = torch.rand(n, 2, generator=dice) * 40
-        return torch.cat([low, low + 10 + 30 * torch.rand(n, 2, generator=dice)], 1)
-    truth = [dict(boxes=boxes(n), labels=torch.randint(1, 3, (n,), generator=dice)) for n in (3, 1, 4, 2, 3)]
-    found = [dict(boxes=t["boxes"] + 3 * torch.randn(t["boxes"].shape, generator=dice), labels=t["labels"],
-                  scores=torch.rand(len(t["labels"]), generator=dice)) for t in truth]
+        low = torch.rand(n, 2, generator=rng) * 40
+        return torch.cat([low, low + 10 + 30 * torch.rand(n, 2, generator=rng)], 1)
+    truth = [dict(boxes=boxes(n), labels=torch.randint(1, 3, (n,), generator=rng)) for n in (3, 1, 4, 2, 3)]
+    found = [dict(boxes=t["boxes"] + 3 * torch.randn(t["boxes"].shape, generator=rng), labels=t["labels"],
+                  scores=torch.rand(len(t["labels"]), generator=rng)) for t in truth]
     return found, truth
 
 
@@ -547,8 +547,8 @@ def test_knock_outs_are_noticed(name, monkeypatch):
     with pytest.raises(AssertionError): check()
 
 
-def test_classes_from_zero_are_noticed(dice, monkeypatch):
+def test_classes_from_zero_are_noticed(rng, monkeypatch):
     "A detector whose labels count from 0 agrees with nobody."
-    outputs = random_outputs(dice)
+    outputs = random_outputs(rng)
     lower = [dict(found, labels=found["labels"] - 1) for found in detections(outputs, 96)]
     with pytest.raises(AssertionError): agree(lower, by_torchvision(outputs, 96))

@@ -26,8 +26,8 @@ def splits(): return load("streets?n=40&valid=30&test=20&size=32")
 
 def opinions(seed, M=3, N=50, K=4):
     "Logarithms of probabilities, [M, N, K], the first member better than the others, and the truth, [N]."
-    dice = np.random.default_rng(seed)
-    truth, z = dice.integers(K, size=N), dice.normal(size=(M, N, K))
+    rng = np.random.default_rng(seed)
+    truth, z = rng.integers(K, size=N), rng.normal(size=(M, N, K))
     z[0, np.arange(N), truth] += 2
     return torch.tensor(z).log_softmax(2).numpy(), truth
 

@@ -62,12 +62,12 @@ def by_hand(image, cells, bins, high):  # [H, W, C] -> shares of the bins in eac
 
 
 def assert_histograms(module, images, device="cpu"):
-    images = tensor(images, device)
-    codes = module.lbp(images).cpu().numpy()[..., None]
+    batch = tensor(images, device)
+    codes = module.lbp(batch).cpu().numpy()[..., None]
     for cells in (1, 3):
-        np.testing.assert_allclose(module.lbp_histogram(images, cells=cells).cpu().numpy(),
+        np.testing.assert_allclose(module.lbp_histogram(batch, cells=cells).cpu().numpy(),
                                    [by_hand(c, cells, 10, 10) for c in codes], atol=1e-6)
-        np.testing.assert_allclose(module.color_histogram(images, 8, cells).cpu().numpy(),
+        np.testing.assert_allclose(module.color_histogram(batch, 8, cells).cpu().numpy(),
                                    [by_hand(p, cells, 8, 256) for p in images], atol=1e-6)
 
 
@@ -409,10 +409,10 @@ def slow_all(images): return slow_hog(images), slow_lbp(images), slow_color(imag
 
 def ratio(ours, theirs, side, count, sample):
     images = noise(count, side, side, 3)
-    images, times = tensor(images), []
+    batch, times = tensor(images), []
     for _ in range(6):
         started = time.perf_counter()
-        ours(images)
+        ours(batch)
         middle = time.perf_counter()
         theirs(images[:sample])
         times.append(((middle - started) / count, (time.perf_counter() - middle) / sample))

@@ -29,8 +29,8 @@ def splits(): return load("streets?view=multi&n=40&valid=30&test=30&size=32")
 
 def answers(seed, n=40, K=4):
     "Truth and probabilities, [n, K], with many equal ones."
-    dice = np.random.default_rng(seed)
-    return dice.integers(2, size=(n, K)), dice.random((n, K)).round(1)
+    rng = np.random.default_rng(seed)
+    return rng.integers(2, size=(n, K)), rng.random((n, K)).round(1)
 
 
 def table(folder, text, n=9, names="{}.png"):
@@ -149,13 +149,13 @@ def test_single_label_data_is_sent_elsewhere():
 @real
 def test_shuffled_labels_teach_nothing(splits):
     "Images whose colour is their labels are learnt; with the labels of the training images shuffled mAP is at chance."
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     def coloured(split):
-        targets = [t.astype(np.float32) for t in dice.integers(2, size=(len(split), 3))]
+        targets = [t.astype(np.float32) for t in rng.integers(2, size=(len(split), 3))]
         paint = lambda i: np.full((32, 32, 3), 40 + 170 * targets[i], np.uint8)
         return replace(split, targets=targets, classes=list("rgb"), read=paint, key=split.key + "painted")
     bright = replace(splits, classes=list("rgb"), **{name: coloured(splits[name]) for name in ("train", "valid", "test")})
-    mixed = [bright.train.targets[i] for i in dice.permutation(len(bright.train))]
+    mixed = [bright.train.targets[i] for i in rng.permutation(len(bright.train))]
     shuffled = replace(bright, train=replace(bright.train, targets=mixed))
     maps = [evaluate_labels(models["multilabel"](data, **SEEING | dict(head_epochs=60, head_rate=0.01)), bright.test)["map"]
             for data in (bright, shuffled)]

@@ -26,7 +26,7 @@ def batch(n=24, side=32):
     return torch.randint(256, (n, 3, side, side), dtype=torch.uint8, generator=generator(1)), torch.arange(n) % K
 
 
-def dice(epoch, n=24):
+def rng(epoch, n=24):
     found = generator(epoch)
     found.epoch, found.numbers = epoch, np.arange(n)
     return found
@@ -37,9 +37,9 @@ def test_every_augmentation_follows_from_its_dice_and_keeps_the_shape(name):
     images, targets = batch()
     kept = images.clone()
     torch.manual_seed(1)
-    first = augmentations[name](images, targets, dice(7), K)
+    first = augmentations[name](images, targets, rng(7), K)
     torch.manual_seed(2)
-    second, third = (augmentations[name](images, targets, dice(seed), K) for seed in (7, 8))
+    second, third = (augmentations[name](images, targets, rng(seed), K) for seed in (7, 8))
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1]) and torch.equal(images, kept)
     assert first[0].shape == images.shape and not torch.equal(first[0].float(), third[0].float())
     assert not torch.equal(first[0].float(), images.float()) and 0 <= first[0].min() and first[0].max() <= 255
@@ -48,7 +48,7 @@ def test_every_augmentation_follows_from_its_dice_and_keeps_the_shape(name):
 @pytest.mark.parametrize("name", sorted(set(augmentations) - set(ZOOMS)))  # those with boxes: see test_detection
 def test_every_augmentation_takes_a_single_image(name):
     images, targets = batch(1)
-    assert augmentations[name](images, targets, dice(7, 1), K)[0].shape == images.shape
+    assert augmentations[name](images, targets, rng(7, 1), K)[0].shape == images.shape
 
 
 @pytest.mark.parametrize("mix", [mixup, cutmix])

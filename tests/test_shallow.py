@@ -158,9 +158,9 @@ def test_better_than_chance_on_streets_and_deterministic(train, streets, images)
 
 
 def test_shuffled_labels_give_chance(streets):
-    dice = np.random.default_rng(0)
-    mixed = replace(streets, train=replace(streets.train, targets=dice.permutation(streets.train.targets).tolist()),
-                    valid=replace(streets.valid, targets=dice.permutation(streets.valid.targets).tolist()))
+    rng = np.random.default_rng(0)
+    mixed = replace(streets, train=replace(streets.train, targets=rng.permutation(streets.train.targets).tolist()),
+                    valid=replace(streets.valid, targets=rng.permutation(streets.valid.targets).tolist()))
     score = evaluate(svm(mixed, input_size=32, c=4.0, gamma=1.0), streets.test)
     assert abs(score["accuracy"] - CHANCE) < 5 * np.sqrt(CHANCE * (1 - CHANCE) / len(streets.test))
 
@@ -202,9 +202,9 @@ def test_refuses_with_the_reason(streets):
 # ---- probabilities and scores
 
 def test_temperature_calibrates_and_keeps_the_ranking():
-    dice = np.random.default_rng(0)
-    honest = dice.normal(0, 2, (20_000, 4))
-    targets = (softmax(honest, axis=1).cumsum(1) > dice.random((20_000, 1))).argmax(1)
+    rng = np.random.default_rng(0)
+    honest = rng.normal(0, 2, (20_000, 4))
+    targets = (softmax(honest, axis=1).cumsum(1) > rng.random((20_000, 1))).argmax(1)
     for factor in (0.1, 1.0, 8.0):
         T = temperature(honest[:10_000] * factor, targets[:10_000])
         assert abs(T / factor - 1) < 0.05

@@ -36,7 +36,7 @@ OWN = {"regression_head.module_list": "loc", "classification_head.module_list": 
 
 
 @pytest.fixture
-def dice(): return torch.Generator().manual_seed(0)
+def rng(): return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +49,17 @@ def own_name(name):
     return name
 
 
-def things(dice, n, classes=3, least=0.02):
+def things(rng, n, classes=3, least=0.02):
     "A target with n random boxes on the grid's image."
-    corners = torch.rand(n, 2, 2, generator=dice).sort(1).values.flatten(1)
+    corners = torch.rand(n, 2, 2, generator=rng).sort(1).values.flatten(1)
     corners[:, 2:] += least
-    return dict(boxes=corners * tensor(120, 80, 120, 80), labels=torch.randint(1, classes + 1, (n,), generator=dice))
+    return dict(boxes=corners * tensor(120, 80, 120, 80), labels=torch.randint(1, classes + 1, (n,), generator=rng))
 
 
-def outputs_of(dice, images, classes=3, grid=GRID, kind=torch.float32):
+def outputs_of(rng, images, classes=3, grid=GRID, kind=torch.float32):
     shape = images, len(grid)
-    return dict(loc=torch.randn(*shape, 4, generator=dice, dtype=kind).requires_grad_(), anchors=grid.to(kind),
-                conf=torch.randn(*shape, classes + 1, generator=dice, dtype=kind).requires_grad_())
+    return dict(loc=torch.randn(*shape, 4, generator=rng, dtype=kind).requires_grad_(), anchors=grid.to(kind),
+                conf=torch.randn(*shape, classes + 1, generator=rng, dtype=kind).requires_grad_())
 
 
 def their_loss(outputs, targets, found):
@@ -298,9 +298,9 @@ def by_force(outputs, targets, found, negatives=3):
 
 
 @pytest.mark.parametrize("counts", [(1,), (2, 3), (0, 4), (5, 0, 1), (12, 1), (60, 2), (200,)])
-def test_the_loss_is_that_of_a_loop_over_anchors(counts, dice):
+def test_the_loss_is_that_of_a_loop_over_anchors(counts, rng):
     for _ in range(5):
-        targets, outputs = [things(dice, n) for n in counts], outputs_of(dice, len(counts))
+        targets, outputs = [things(rng, n) for n in counts], outputs_of(rng, len(counts))
         boxes, labels = pad_targets(targets)
         expected = by_force(outputs, targets, match(GRID, boxes, labels > 0))
         for ours, theirs in zip(multibox_sums(outputs, targets), expected):
@@ -310,9 +310,9 @@ def test_the_loss_is_that_of_a_loop_over_anchors(counts, dice):
 
 
 @pytest.mark.parametrize("counts", [(1,), (2, 3), (0, 4), (5, 0, 1), (8, 8, 8, 8)])
-def test_the_loss_and_its_gradient_are_torchvisions(counts, dice):
+def test_the_loss_and_its_gradient_are_torchvisions(counts, rng):
     for _ in range(5):
-        targets, outputs = [things(dice, n) for n in counts], outputs_of(dice, len(counts))
+        targets, outputs = [things(rng, n) for n in counts], outputs_of(rng, len(counts))
         boxes, labels = pad_targets(targets)
         found = match(GRID, boxes, labels > 0)
         assert 4 * (found >= 0).sum(1).max() <= len(GRID)  # beyond that torchvision counts positives twice
@@ -321,7 +321,7 @@ def test_the_loss_and_its_gradient_are_torchvisions(counts, dice):
         for a, b in zip(gradients(ours, outputs), gradients(theirs, outputs)): assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_the_whole_detector_has_torchvisions_loss(dice):
+def test_the_whole_detector_has_torchvisions_loss(rng):
     torch.manual_seed(0)
     model = SSD(3, "mobilenet_v2", 128)
 
@@ -335,7 +335,7 @@ def test_the_whole_detector_has_torchvisions_loss(dice):
     head.load_state_dict({name: own[own_name(name)] for name in head.state_dict()})
     other = TheirSSD(Named(), DefaultBoxGenerator(model.ratios, scales=model.scales), (128, 128), 4,
                      image_mean=[0, 0, 0], image_std=[1, 1, 1], head=head)
-    images = torch.rand(3, 3, 128, 128, generator=dice)
+    images = torch.rand(3, 3, 128, 128, generator=rng)
     corner = tensor([10, 20], [70, 60], [30, 30])
     targets = [dict(boxes=torch.cat([c, c + tensor(40, 25)])[None], labels=torch.tensor([k + 1]))
                for k, c in enumerate(corner)]                                       # no two want the same anchor
@@ -343,20 +343,20 @@ def test_the_whole_detector_has_torchvisions_loss(dice):
     assert multibox_loss(model(images), targets).item() == pytest.approx(theirs.item(), rel=1e-3)
 
 
-def test_gradients_are_those_of_the_numbers(dice):
+def test_gradients_are_those_of_the_numbers(rng):
     grid = anchors([(3, 2)], [0.3, 0.6], [[]], image=(80, 120)).double()
     for counts in ((1, 2), (0, 1), (3,)):
-        outputs, targets = outputs_of(dice, len(counts), 2, grid, torch.float64), [things(dice, n, 2) for n in counts]
+        outputs, targets = outputs_of(rng, len(counts), 2, grid, torch.float64), [things(rng, n, 2) for n in counts]
         loss = lambda loc, conf: multibox_loss(dict(loc=loc, conf=conf, anchors=grid), targets)
         assert gradcheck(loss, (outputs["loc"], outputs["conf"]))
 
 
-def test_the_hardest_are_those_of_a_sort(dice):
+def test_the_hardest_are_those_of_a_sort(rng):
     for _ in range(100):
-        B, A, C = (int(torch.randint(1, most, (1,), generator=dice)) for most in (4, 40, 5))
-        conf = torch.randint(-3, 4, (B, A, C + 1), generator=dice).float() * 3      # many equal ones
-        found = torch.randint(-2, 3, (B, A), generator=dice).clamp(min=-1)
-        most = torch.randint(0, A + 5, (B,), generator=dice)
+        B, A, C = (int(torch.randint(1, most, (1,), generator=rng)) for most in (4, 40, 5))
+        conf = torch.randint(-3, 4, (B, A, C + 1), generator=rng).float() * 3      # many equal ones
+        found = torch.randint(-2, 3, (B, A), generator=rng).clamp(min=-1)
+        most = torch.randint(0, A + 5, (B,), generator=rng)
         b, a = hardest(conf, found, most)
         wrong = -F.log_softmax(conf.double(), 2)[..., 0]
         for k in range(B):
@@ -374,10 +374,10 @@ def test_the_hardest_of_sure_answers_are_still_told_apart():
 
 @pytest.mark.parametrize("scale", [1.0, 100.0, 1e6])
 @pytest.mark.parametrize("counts", [(0,), (0, 0), (1, 0), (3, 50), (400, 1)])
-def test_no_nan_on_any_target_that_passes_the_boundary(counts, scale, dice):
+def test_no_nan_on_any_target_that_passes_the_boundary(counts, scale, rng):
     extremes = tensor([0, 0, 120, 80], [-50, -50, 300, 300], [59.9, 39.9, 60, 40], [0, 0, 1e-3, 80], [119, 79, 120, 80])
     for extra in (False, True):
-        targets, outputs = [things(dice, n, least=1e-4) for n in counts], outputs_of(dice, len(counts))
+        targets, outputs = [things(rng, n, least=1e-4) for n in counts], outputs_of(rng, len(counts))
         if extra: targets[0] = dict(boxes=torch.cat([targets[0]["boxes"], extremes]),
                                     labels=torch.cat([targets[0]["labels"], torch.ones(5, dtype=torch.int64)]))
         outputs = {name: value if name == "anchors" else (value * scale).detach().requires_grad_()
@@ -387,9 +387,9 @@ def test_no_nan_on_any_target_that_passes_the_boundary(counts, scale, dice):
             assert loss.isfinite() and all(grad.isfinite().all() for grad in gradients(loss, outputs))
 
 
-def test_images_without_objects_count_only_when_asked(dice):
-    outputs, empty = outputs_of(dice, 2), dict(boxes=np.zeros((0, 4), np.float32), labels=np.zeros(0, np.int64))
-    targets = [empty, things(dice, 2)]
+def test_images_without_objects_count_only_when_asked(rng):
+    outputs, empty = outputs_of(rng, 2), dict(boxes=np.zeros((0, 4), np.float32), labels=np.zeros(0, np.int64))
+    targets = [empty, things(rng, 2)]
     for grad in gradients(multibox_loss(outputs, targets), outputs): assert not grad[0].any() and grad[1].any()
     loss = multibox_loss(outputs, [empty, empty])
     assert loss == 0 and not any(grad.any() for grad in gradients(loss, outputs))
@@ -400,15 +400,15 @@ def test_images_without_objects_count_only_when_asked(dice):
     assert 0.1 < first / second < 10                                                # of the same size
 
 
-def test_a_box_without_area_that_slipped_through_is_nobodys(dice):
-    outputs, good = outputs_of(dice, 1), things(dice, 2)
+def test_a_box_without_area_that_slipped_through_is_nobodys(rng):
+    outputs, good = outputs_of(rng, 1), things(rng, 2)
     slipped = dict(boxes=torch.cat([good["boxes"], tensor([5, 5, 5, 30])]),
                    labels=torch.cat([good["labels"], torch.tensor([1])]))
     assert multibox_loss(outputs, [slipped]).item() == pytest.approx(multibox_loss(outputs, [good]).item())
 
 
-def test_images_are_told_apart_and_their_order_does_not_matter(dice):
-    outputs, targets = outputs_of(dice, 3), [things(dice, n) for n in (1, 0, 7)]
+def test_images_are_told_apart_and_their_order_does_not_matter(rng):
+    outputs, targets = outputs_of(rng, 3), [things(rng, n) for n in (1, 0, 7)]
     sums = torch.stack([part.double() for part in multibox_sums(outputs, targets)])
     for k in range(3):
         one = {name: value if name == "anchors" else value[k:k + 1] for name, value in outputs.items()}
@@ -418,9 +418,9 @@ def test_images_are_told_apart_and_their_order_does_not_matter(dice):
     assert multibox_loss(turned, targets[::-1]).item() == pytest.approx(multibox_loss(outputs, targets).item(), rel=1e-5)
 
 
-def test_without_hard_negatives_background_rules(dice):
+def test_without_hard_negatives_background_rules(rng):
     "The gradient of an undecided network pulls towards background by three anchors to one, not by hundreds."
-    outputs, targets = outputs_of(dice, 1), [things(dice, 1)]
+    outputs, targets = outputs_of(rng, 1), [things(rng, 1)]
     outputs["conf"] = torch.zeros_like(outputs["conf"]).requires_grad_()
     _, grad = gradients(multibox_loss(outputs, targets), outputs)
     counted = grad[0].abs().sum(1) > 0

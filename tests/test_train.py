@@ -173,7 +173,7 @@ t.train.Checkpoint.due = lambda self: self.path is not None
 data, recipe, folder = load("streets?n=60&valid=10&test=5"), t.Recipe(epochs=12, batch_size=10, ema=0.9), sys.argv[1]
 model = lambda: t.nn.Sequential(t.net(), t.nn.Linear(3, 5))
 for name in ("train", "valid"): t.pixels(data[name], 32)
-dice, places = random.Random(5), set()
+rng, places = random.Random(5), set()
 
 def child(run):
     pid = os.fork()
@@ -191,7 +191,7 @@ os.waitpid(child(lambda: train(folder + "-in-peace")), 0)
 took = time.monotonic() - began  # so that kills hit the run on a fast machine, too
 for _ in range(10):
     pid = child(train)
-    time.sleep(dice.uniform(0.02, 0.3) * took)
+    time.sleep(rng.uniform(0.02, 0.3) * took)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     if os.path.exists(folder + "/checkpoint.pt"):
