@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from .core import CourseError, within
-from .train import network
+from .predictors import network
 
 # %% ../nbs/06_cnn.ipynb #cde8aacc
 class ConvBlock(nn.Sequential):

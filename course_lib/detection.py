@@ -23,11 +23,15 @@ from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_area
 from .boxes import cxcywh_to_xyxy, decode, intersection_and_union, iou, nms
-from .core import Bundle, CourseError, build_once, evaluators, formats, home, models, progress, within
-from .data import DETECTION, Order, Images, Splits, pixels, resize
+from .core import (Bundle, CourseError, build_once, evaluators, formats, home, models, progress,
+                             within)
+from .data import DETECTION, Images, Order, Splits, pixels, resize
 from .ssd import SSD, multibox_loss, view
-from .train import (History, Recipe, arguments_of, augmentations, best_precision, fit, join, keep_memory, load_weights,
-                              network, networks, own_options, save_weights, tasks)
+from .loop import History, fit
+from .training import Recipe, augmentations, tasks
+from .predictors import arguments_of, load_weights, network, networks, own_options, save_weights
+from .device import best_precision, keep_memory
+from .data import join
 from .transfer import RAW, stages, thaw
 
 # %% ../nbs/15_detection.ipynb #e4f97c68

@@ -14,8 +14,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from .core import CourseError, Registry
 from .data import Images, Splits, pixels
-from .shallow import single_label
-from .train import History, Network, Recipe, extends, make_accelerator, network
+from .evaluation import single_label
+from .loop import History
+from .predictors import Network, extends, network
+from .training import Recipe
+from .device import make_accelerator
 from .transfer import RAW, Backbone, Transfer, joined, learn_transfer, step
 
 # %% ../nbs/11_ensembles.ipynb #7e533d2a

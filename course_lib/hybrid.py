@@ -19,7 +19,10 @@ from torchvision import models as zoo
 from torchvision.models.detection.ssdlite import SSDLiteClassificationHead, SSDLiteFeatureExtractorMobileNet
 from .core import CourseError
 from .data import Splits, pixels, to_float
-from .train import History, Recipe, fit, make_accelerator, make_task, network
+from .loop import History, fit, make_task
+from .training import Recipe
+from .device import make_accelerator
+from .predictors import network
 from .transfer import (RAW, Transfer, at_hand, briefer, build, follow, learn_head, phases, pretrained, published,
                                  stages, torch_cache)
 

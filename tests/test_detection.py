@@ -24,10 +24,11 @@ from course_lib import cli
 from course_lib import detection as module
 from course_lib.boxes import anchors, iou, xyxy_to_cxcywh
 from course_lib.core import CourseError, models, open_model
-from course_lib.data import DETECTION, Images, check, load, write_splits
+from course_lib.data import DETECTION, Images, load
+from course_lib.doctor import check, write_splits
 from course_lib.detection import (AveragePrecision, Coco, Detection, ap50, as_truth, best_threshold, detections, free_place,
                                   diagnose, draw, evaluate_detector, learn_by_heart, scores_of, sort_detections, squared)
-from course_lib.train import Recipe
+from course_lib.training import Recipe
 
 TINY = dict(weights="none", input_size=64, epochs=2, batch_size=8, width=32, head="lite", augment="near")
 GRID = anchors([(12, 12), (6, 6), (3, 3), (1, 1)], [0.1, 0.25, 0.45, 0.7, 0.9], [[2], [2, 3], [2], [2]], (96, 96))

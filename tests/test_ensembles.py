@@ -13,7 +13,7 @@ from course_lib.cli import main
 from course_lib.core import CourseError, models, open_model
 from course_lib.data import load, pixels, to_float
 from course_lib.ensembles import Regularized, Together, joins, judge, said_by, vote_weights
-from course_lib.shallow import evaluate
+from course_lib.evaluation import evaluate
 from course_lib.transfer import RAW, Backbone, embed, learn_transfer
 
 MEMBERS = ["mobilenet_v2", "timm:tf_efficientnet_lite0"]

@@ -16,7 +16,8 @@ from course_lib.cli import main
 from course_lib.core import CourseError, models, open_model
 from course_lib.data import load, pixels, to_float
 from course_lib.hybrid import DETECTOR, Bridge, DetectorClassifier, HybridModel, MultiScale, begin, chosen_scales, cut, learn_hybrid
-from course_lib.train import Recipe, fit, groups
+from course_lib.training import Recipe, groups
+from course_lib.loop import fit
 from course_lib.transfer import RAW, Backbone, Transfer, at_hand, build, embed, published
 
 TINY = dict(enlarge=32, input_size=32, weights="none", batch_size=10, epochs=1)

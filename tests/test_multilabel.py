@@ -12,9 +12,10 @@ from torchvision.ops import sigmoid_focal_loss
 
 from course_lib.cli import main
 from course_lib.core import CourseError, models, open_model
-from course_lib.data import MULTI, check, fix, load, write_splits
+from course_lib.data import MULTI, load
+from course_lib.doctor import check, fix, write_splits
 from course_lib.multilabel import best_thresholds, evaluate_labels, focal, label_scores, losses
-from course_lib.shallow import predicted
+from course_lib.evaluation import predicted
 from course_lib.transfer import at_hand
 
 SEEING = dict(enlarge=32, input_size=32, strategy="frozen", batch_size=10, head_epochs=3)

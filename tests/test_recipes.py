@@ -12,7 +12,9 @@ from course_lib.data import SINGLE, load, pixels
 from course_lib.detection import ZOOMS
 from course_lib.modern import MUON, Muon, Whiten, orthogonal
 from course_lib.recipes import SpeedNet, cutmix, cutout, mixup, training_flops
-from course_lib.train import LEAST, Recipe, augmentations, fit, generator, networks, optimizers, side_at, tasks, views_of
+from course_lib.training import LEAST, Recipe, augmentations, generator, optimizers, side_at, tasks
+from course_lib.loop import fit
+from course_lib.predictors import networks, views_of
 
 models.discover()
 K = 4

@@ -25,8 +25,9 @@ from course_lib import core, shallow
 from course_lib.core import CourseError, open_bundle, open_model
 from course_lib.data import SINGLE, Images, Splits, decode, load, pixels
 from course_lib.features import Features
-from course_lib.shallow import (Landmarks, LinearSVM, PatchDictionary, Shallow, evaluate, forest, reliability, scores,
-                                svm, temperature)
+from course_lib.shallow import Landmarks, LinearSVM, PatchDictionary, forest, svm
+from course_lib.pipelines import Shallow
+from course_lib.evaluation import evaluate, reliability, scores, temperature
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 CHANCE = 1 / 5

@@ -25,7 +25,8 @@ from course_lib.core import CourseError
 from course_lib.data import DETECTION, Images, load
 from course_lib.ssd import (SSD, Features, Halve, Head, Maps, batch_of, halved, hardest, multibox_loss, multibox_sums, nodes,
                             heads, norm, rows, shapes_of, usual_ratios, view)
-from course_lib.train import Recipe, fit
+from course_lib.training import Recipe
+from course_lib.loop import fit
 from course_lib.transfer import at_hand, build, pretrained, stages, thaw
 
 real = pytest.mark.skipif(not at_hand("mobilenet_v2-b0353104.pth") or not at_hand("efficientnet-lite0-57934424.pth"),

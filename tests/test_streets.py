@@ -13,7 +13,8 @@ import pytest
 from course_lib import streets
 from course_lib.core import CourseError
 from course_lib.data import load
-from course_lib.streets import CLASSES, CONDITIONS, MODELS, Camera, Rng, annotate, clip, draw, mix, plan, shape
+from course_lib.streets import CLASSES, annotate, draw, plan
+from course_lib.painting import CONDITIONS, MODELS, Camera, Rng, clip, mix, shape
 
 CASES = [("single", 64), ("multi", 96), ("detection", 320)]
 GOLDEN = {  # to change an image is to put the new digests here

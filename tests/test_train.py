@@ -21,10 +21,12 @@ from torchmetrics import MeanMetric, MetricCollection
 from course_lib import train
 from course_lib.cli import main
 from course_lib.core import CourseError, models, open_model
-from course_lib.data import SINGLE, Images, Splits, load, pixels, write_splits
-from course_lib.shallow import evaluate
-from course_lib.train import (Classification, Recipe, extends, fit, learning_rate, measure, networks, own_options, schedules,
-                              tasks)
+from course_lib.data import SINGLE, Images, Splits, load, pixels
+from course_lib.doctor import write_splits
+from course_lib.evaluation import evaluate
+from course_lib.training import Classification, Recipe, learning_rate, schedules, tasks
+from course_lib.predictors import extends, networks, own_options
+from course_lib.loop import fit, measure
 
 CALM = dict(batch_size=16, seed=3)
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
@@ -637,7 +639,7 @@ def test_the_list_of_models_shows_weights_and_input(capsys):
 
 KEEP = """
 import resource, torch
-from course_lib.train import keep_memory
+from course_lib.training import keep_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -14,9 +14,11 @@ from torch import nn
 from course_lib import train, transfer
 from course_lib.cli import main
 from course_lib.core import CourseError, models, open_model
-from course_lib.data import load, pixels, resize, to_float, write_splits
-from course_lib.shallow import evaluate
-from course_lib.train import Recipe, fit, groups, make_task
+from course_lib.data import load, pixels, resize, to_float
+from course_lib.doctor import write_splits
+from course_lib.evaluation import evaluate
+from course_lib.training import Recipe, groups
+from course_lib.loop import fit, make_task
 from course_lib.transfer import (RAW, Backbone, Transfer, at_hand, build, embeddings, learn_transfer, phases, pretrained, published,
                                  stages, take_head, thaw)
 
