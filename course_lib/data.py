@@ -23,8 +23,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from .core import CourseError, build_once, home, progress, sources
-from .layouts import load_files
+from .core import CourseError, build_once, home, progress, readers, sources
 
 # %% ../nbs/01_data.ipynb #182cd341
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}  # of image files, in lower case
@@ -227,7 +226,7 @@ def load(
     """The train, valid and test split of the data that `spec` names. CourseError if it is not there or cannot be used.
     A name of `course data list` wins over a folder of that name here, which is `./streets`."""
     name, seed, options = parse_spec(spec, seed, options)
-    splits = load_files(name, seed, **options) if is_path(name) else sources[name](seed=seed, **options)
+    splits = readers["path"](name, seed, **options) if is_path(name) else sources[name](seed=seed, **options)
     return replace(splits, spec=str(spec))
 
 
@@ -242,8 +241,8 @@ def parse_spec(spec: str, seed: int, options: dict) -> tuple[str, int, dict[str,
 
 # %% ../nbs/01_data.ipynb #b5ff74c5
 def is_named(name: str) -> bool:
-    "Whether it is the name of a data set. 'streets' is one even before chapter 02 has registered it."
-    return name in sources or name == "streets"
+    "Whether it is the name of a data set, registered already or defined in a later chapter."
+    return name in sources.names()
 
 
 def is_path(name: str) -> bool:

@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['ZOOMS', 'ROOM', 'COLOURS', 'KINDS', 'MISTAKES', 'detections', 'place_in', 'Coco', 'AveragePrecision', 'as_truth',
-           'squared', 'mirrored', 'Scenes', 'Detection', 'only_boxes', 'free_place', 'draw', 'Detector', 'enlarged',
-           'sort_detections', 'best_threshold', 'learn_detector', 'train_detector', 'ssd', 'ap50', 'diagnose',
-           'anchor_trouble', 'score_trouble', 'evaluate_detector', 'count_errors', 'above', 'precision_of', 'scores_of',
-           'learn_by_heart']
+           'squared', 'mirrored', 'Scenes', 'Detection', 'only_boxes', 'free_place', 'draw', 'Detector',
+           'load_detector', 'enlarged', 'sort_detections', 'best_threshold', 'learn_detector', 'train_detector', 'ssd',
+           'ap50', 'diagnose', 'anchor_trouble', 'score_trouble', 'evaluate_detector', 'count_errors', 'above',
+           'precision_of', 'scores_of', 'learn_by_heart']
 
 # %% ../nbs/15_detection.ipynb #e9cf7581
 import json
@@ -24,14 +24,13 @@ from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_area
 from .boxes import cxcywh_to_xyxy, decode, intersection_and_union, iou, nms
 from .core import (Bundle, CourseError, build_once, evaluators, formats, home, models, progress,
-                             within)
-from .data import DETECTION, Images, Order, Splits, pixels, resize
+                            within)
+from .data import DETECTION, Images, Order, Splits, join, pixels, resize
 from .ssd import SSD, multibox_loss, view
 from .loop import History, fit
 from .training import Recipe, augmentations, tasks
 from .predictors import arguments_of, load_weights, network, networks, own_options, save_weights
-from .device import best_precision, keep_memory
-from .data import join
+from .device import autocast, keep_memory
 from .transfer import RAW, stages, thaw
 
 # %% ../nbs/15_detection.ipynb #e4f97c68
@@ -188,6 +187,7 @@ class Scenes(Order):
     def files(self, epoch, step): return [self.names[i] for i in self.numbers(epoch, step)]
 
 # %% ../nbs/15_detection.ipynb #3499d06a
+@tasks.register("detection")
 class Detection:
     "Boxes and classes: the MultiBox loss, and COCO's mean average precision over the whole split. What a task is, see `fit`."
     score = "map_50"
@@ -210,8 +210,6 @@ class Detection:
 
     def metrics(self): return AveragePrecision(self.input_size)
 
-
-tasks[DETECTION] = Detection
 
 # %% ../nbs/15_detection.ipynb #1e120860
 @augmentations.register("near")  # for small inputs and short trainings
@@ -292,8 +290,7 @@ class Detector:
     def _answers(self, images):  # uint8 [B, S, S, 3]
         device = next(self.model.parameters()).device
         batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255  # [B, 3, S, S]
-        half = dict(bf16=torch.bfloat16, fp16=torch.float16).get(best_precision(device.type))
-        with torch.inference_mode(), torch.autocast(device.type, half, enabled=half is not None), keep_memory():
+        with torch.inference_mode(), autocast(device.type), keep_memory():
             return {name: value.float().cpu() for name, value in self.model(batch).items()}
 
     def save(self,
@@ -314,7 +311,8 @@ class Detector:
             model, meta["classes"], meta["input_size"], meta["architecture"], meta["network"], meta["threshold"], meta["about"]))
 
 # %% ../nbs/15_detection.ipynb #93fb9803
-formats["detector"] = Detector.load
+@formats.register("detector")
+def load_detector(bundle: Bundle) -> Detector: return Detector.load(bundle)
 
 
 def enlarged(
@@ -513,7 +511,7 @@ def score_trouble(predictor: Detector, found: Sequence[dict]) -> list[str]:
             "loss: it should have fallen to a fraction of its first value"]
 
 # %% ../nbs/15_detection.ipynb #febd2167
-@evaluators.register(DETECTION)
+@evaluators.register("detection")
 def evaluate_detector(
     predictor: Detector,
     dataset: Images,  # one split with the same classes

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from .core import CourseError, progress
+from .core import CourseError, layouts, progress
 from .data import (FLAGS, LEVELS, MULTI, NAMES, SINGLE, Finding, Object, Splits, error, is_named,
                              is_path, load, note, parallel, parse_spec, resize, warning)
 from .files import describe, suffix
@@ -89,9 +89,6 @@ class _SplitsSurvey(Survey):
     "A survey of images that are not files of the user's: drawn, or downloaded by torchvision."
     splits: Splits = None
 
-    @property
-    def task(self) -> str: return self.splits.task
-
     def image(self, item: Item) -> np.ndarray:
         split, number = item.source.split(":")
         return self.splits[split].read(int(number))
@@ -101,7 +98,7 @@ def survey_splits(
     splits: Splits,
 ) -> Survey:
     "What loaded splits hold, in the form in which `survey` tells of files."
-    found = _SplitsSurvey(None, "splits", [], splits.classes, list(splits.left_out), splits)
+    found = _SplitsSurvey(None, "", splits.task, [], splits.classes, list(splits.left_out), splits)
     for split in NAMES:
         part = splits[split]
         records = parallel(lambda i: describe(part.read(i)), range(len(part)), f"looking at {split}")
@@ -245,4 +242,5 @@ def fix(
     kept = {item.record.digest: item for item in reversed(items) if len(labels[item.record.digest]) == 1}
     if not kept: raise CourseError(f"nothing of '{name}' can be used")
     items = sorted(kept.values(), key=lambda item: item.name)
-    return write_dataset(items, lambda item: found.files.read(item.name), found.layout, out)
+    layout = found.layout if layouts[found.layout].task == found.task else "csv"  # a view of labels has lost its boxes
+    return write_dataset(items, lambda item: found.files.read(item.name), layout, out)

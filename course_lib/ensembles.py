@@ -18,7 +18,7 @@ from .evaluation import single_label
 from .loop import History
 from .predictors import Network, extends, network
 from .training import Recipe
-from .device import make_accelerator
+from .device import device_of
 from .transfer import RAW, Backbone, Transfer, joined, learn_transfer, step
 
 # %% ../nbs/11_ensembles.ipynb #7e533d2a
@@ -40,7 +40,7 @@ class Together(nn.Module):
     def forward(self, images): return torch.cat([one(images) for one in self.backbones], 1)  # [B, width]
 
 
-joins = Registry("join")  # name -> function(backbones' names, classes, enlarge) that builds a model from images to logits
+joins = Registry("join", "joins.register")  # name -> function(backbones' names, classes, enlarge) that builds a model from images to logits
 
 # %% ../nbs/11_ensembles.ipynb #1d6f72a2
 @joins.register("logits")
@@ -189,7 +189,7 @@ def learn_ensemble(
         own, place = replace(recipe, seed=recipe.seed + i), folder and Path(folder) / f"member-{i}"
         done.append(step(member, place, resume, lambda place: learn_transfer(
             member, splits, own, input_size, task, place, resume, device, **more)))
-    model.to(make_accelerator(recipe, device).device)  # the votes and the judge, too, and members that were read from files
+    model.to(device_of(device))  # the votes and the judge, too, and members that were read from files
     if len(splits.valid): model.settle(said_by(model, splits.valid, input_size), np.array(splits.valid.targets))
     for path in Path(folder).glob("member-*/done.pt") if folder else (): path.unlink(missing_ok=True)
     return joined(done)

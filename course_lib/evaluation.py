@@ -56,7 +56,7 @@ def reliability(
                 ece=float((count * abs(confidence - accuracy)).sum() / count.sum()))
 
 # %% ../nbs/04b_evaluation.ipynb #f355a318
-@evaluators.register(SINGLE)
+@evaluators.register("single-label")
 def evaluate(
     predictor,           # has `classes`, `size`, `task` and `predict_proba(uint8 [B, size, size, 3])`
     dataset: Images,  # one split of a single-label task with the same classes

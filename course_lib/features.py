@@ -157,7 +157,7 @@ def in_pieces(function):
     return whole
 
 # %% ../nbs/03_features.ipynb #43b6dd9c
-extractors = Registry("feature")  # name -> function(images [B, 3, H, W], **options) that returns float32 [B, D]
+extractors = Registry("feature", "extractors.register")  # name -> function(images [B, 3, H, W], **options) that returns float32 [B, D]
 
 @extractors.register("hog")
 @in_pieces

@@ -21,10 +21,10 @@ from .core import CourseError
 from .data import Splits, pixels, to_float
 from .loop import History, fit, make_task
 from .training import Recipe
-from .device import make_accelerator
+from .device import device_of
 from .predictors import network
-from .transfer import (RAW, Transfer, at_hand, briefer, build, follow, learn_head, phases, pretrained, published,
-                                 stages, torch_cache)
+from .transfer import (RAW, Transfer, at_hand, briefer, build, follow, learn_head, phases,
+                                pretrained, published, stages, torch_cache)
 
 # %% ../nbs/12_hybrid.ipynb #dc1f6139
 DETECTOR = "ssdlite320_mobilenet_v3_large"  # torchvision's, with weights from COCO
@@ -234,7 +234,7 @@ def begin(
     "Published weights, and statistics of up to 250 training images for what has none."
     if weights == "published": getattr(model, "load", model.backbone.load)()
     if not hasattr(model.backbone, "listen") or not len(splits.train): return
-    model.backbone.to(make_accelerator(recipe, device).device)
+    model.backbone.to(device_of(device))
     images = torch.from_numpy(np.array(pixels(splits.train, input_size)[:250])).permute(0, 3, 1, 2)
     model.backbone.listen(to_float(images.to(model.backbone.mean.device), *RAW))
 

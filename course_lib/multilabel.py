@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, f1_score, hamming_loss
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics import classification as metrics
 from .core import CourseError, Registry, evaluators
 from .data import MULTI, Images, Splits
 from .evaluation import class_scores, predicted
 from .loop import History, make_task
 from .predictors import Network, extends, network
-from .training import Recipe
+from .training import Classification, Recipe, tasks
 from .transfer import Transfer, learn_transfer, transfer
 
 # %% ../nbs/10_multilabel.ipynb #5cc9ffa0
@@ -27,6 +29,7 @@ class OfLogits(MetricCollection):
     def update(self, outputs, targets): super().update(outputs.sigmoid(), targets)
 
 
+@tasks.register("multi-label")
 class MultiLabel(Classification):
     "Any number of classes per image: binary cross entropy for each class (Bishop 2006, section 5.2)."
     score = "f1"
@@ -48,7 +51,7 @@ class MultiLabel(Classification):
             recall=metrics.MultilabelRecall(**kind), f1=metrics.MultilabelF1Score(**kind)))
 
 # %% ../nbs/10_multilabel.ipynb #92dab98b
-losses = Registry("loss")  # name -> function(logits [B, K], targets [B, K], share [K]) -> mean loss
+losses = Registry("loss", "losses.register")  # name -> function(logits [B, K], targets [B, K], share [K]) -> mean loss
 
 
 @losses.register("bce")
@@ -165,7 +168,7 @@ def find_thresholds(
         trained.thresholds = tuple(best_thresholds(np.array(splits.valid.targets), probabilities).tolist())
 
 
-@evaluators.register(MULTI)
+@evaluators.register("multi-label")
 def evaluate_labels(
     predictor,           # has `classes`, `size`, `thresholds` and `predict_proba(uint8 [B, size, size, 3])`
     dataset: Images,  # one split of a multi-label task with the same classes

@@ -141,8 +141,8 @@ def norm(
     return nn.GroupNorm(math.gcd(32, width, max(1, width // 8)), width)
 
 # %% ../nbs/14_ssd.ipynb #db0092c5
-predictions = Registry("head")  # name -> function(channels, answers) that builds a 3x3 convolution
-extras = Registry("head")       # name -> function(channels, channels of the next) that builds the way to the next map
+predictions = Registry("prediction layer", "predictions.register")  # name -> function(channels, answers) that builds a 3x3 convolution
+extras = Registry("extra layer", "extras.register")       # name -> function(channels, channels of the next) that builds the way to the next map
 
 
 @predictions.register("plain")
@@ -259,7 +259,7 @@ class SharedHead(nn.Module):
                     conf=torch.cat([rows(self.conf(x), self.numbers) for x in maps], 1))  # [B, A, K + 1]
 
 # %% ../nbs/14_ssd.ipynb #e6d7b604
-heads = Registry("head")  # name -> function(widths, boxes, classes)
+heads = Registry("head", "heads.register")  # name -> function(widths, boxes, classes)
 heads["plain"], heads["lite"], heads["shared"] = Head, partial(Head, style="lite"), SharedHead
 
 # %% ../nbs/14_ssd.ipynb #3ab49c93

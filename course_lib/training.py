@@ -17,10 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MetricCollection, classification as metrics
 from .core import CourseError, Registry, within
-from .data import MULTI, SINGLE, Batches, Images, Splits, flip, pixels, shift, to_float
-from .multilabel import MultiLabel
+from .data import Batches, Images, Splits, flip, pixels, shift, to_float
 
 # %% ../nbs/05_training.ipynb #1eab3503
+tasks = Registry("task", "tasks.register")  # name -> class(splits, input_size, recipe) that supplies batches, loss and metrics
+
+
+@tasks.register("single-label")
 class Classification:
     "One class per image: cross entropy, and torchmetrics over the whole split. What a task is, see `fit`."
     score = "accuracy"  # of the metrics, the one to watch; more is better
@@ -73,12 +76,8 @@ def channel_statistics(
     std = np.sqrt(np.maximum(counts @ values**2 - mean**2, 1e-4))                      # grey images: not zero
     return tuple(map(float, mean)), tuple(map(float, std))
 
-
-tasks = Registry("task")  # name -> class(splits, input_size, recipe) that supplies batches, loss and metrics
-tasks.update({SINGLE: Classification, MULTI: MultiLabel})
-
 # %% ../nbs/05_training.ipynb #fa233060
-augmentations = Registry("augmentation")  # name -> function(images, targets, generator, K) -> both
+augmentations = Registry("augmentation", "augmentations.register")  # name -> function(images, targets, generator, K) -> both
 
 
 @augmentations.register("flip")
@@ -216,7 +215,7 @@ class Recipe:
         for name in filter(str.strip, self.augment.split(",")): augmentations[name.strip()]
 
 # %% ../nbs/05_training.ipynb #1ae3b88d
-schedules = Registry("schedule")  # name -> function(step, steps, scores, patience) -> share of the learning rate, 0..1
+schedules = Registry("schedule", "schedules.register")  # name -> function(step, steps, scores, patience) -> share of the learning rate, 0..1
 
 
 @schedules.register("constant")
@@ -260,7 +259,7 @@ def learning_rate(
     return recipe.learning_rate * schedules[recipe.schedule](step - warm, steps, scores, recipe.plateau_patience)
 
 # %% ../nbs/05_training.ipynb #41ef08bc
-optimizers = Registry("optimizer")  # name -> function(model, recipe) -> torch.optim.Optimizer
+optimizers = Registry("optimizer", "optimizers.register")  # name -> function(model, recipe) -> torch.optim.Optimizer
 
 
 def groups(

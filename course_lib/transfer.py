@@ -29,7 +29,7 @@ from .core import CourseError, Registry, build_once, checksum, home, progress, w
 from .data import Images, Splits, pixels, to_float
 from .loop import History, fit, make_task
 from .training import Recipe
-from .device import keep_memory, make_accelerator, share
+from .device import autocast, device_of, half_type, keep_memory, share
 from .predictors import network, views_of
 
 # %% ../nbs/09_transfer.ipynb #fbb17bbe
@@ -227,14 +227,14 @@ def embed(
     precision: str = "auto",
 ) -> np.ndarray:           # float32 [N, views, width]
     "The same without the file. CourseError for numbers too large for half precision."
-    accelerator, found = make_accelerator(Recipe(precision=precision), device), []
-    backbone = fused(backbone).to(accelerator.device, memory_format=torch.channels_last)
-    half = dict(bf16=torch.bfloat16, fp16=torch.float16).get(accelerator.mixed_precision, torch.float32)
+    device, found = device_of(device), []
+    backbone = fused(backbone).to(device, memory_format=torch.channels_last)
+    half = half_type(device, precision) or torch.float32
     for module in backbone.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)): module.to(half)  # once, and not in every batch
-    with torch.inference_mode(), accelerator.autocast(), keep_memory():
+    with torch.inference_mode(), autocast(device, precision), keep_memory():
         for start in progress(range(0, len(images), 50), "embedding", unit="batches"):
-            batch = torch.from_numpy(np.array(images[start:start + 50])).to(accelerator.device).permute(0, 3, 1, 2)
+            batch = torch.from_numpy(np.array(images[start:start + 50])).to(device).permute(0, 3, 1, 2)
             seen = [backbone(view) for view in views_of(to_float(batch, *RAW), views)]    # views of [B, width]
             found.append(torch.stack(seen, 1).float().cpu().numpy())
             if not np.isfinite(found[-1]).all(): raise CourseError("the embeddings are not finite: use precision=fp32")
