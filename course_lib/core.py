@@ -3,15 +3,13 @@
 # %% auto #0
 __all__ = ['log', 'sources', 'readers', 'layouts', 'networks', 'models', 'formats', 'evaluators', 'progress', 'RESULT', 'BUNDLE',
            'CourseError', 'within', 'Registry', 'home_of', 'library_sources', 'load_plugins', 'import_file',
-           'peak_memory', 'report', 'alt', 'home', 'build_once', 'Bundle', 'checksum', 'digest', 'versions',
-           'save_bundle', 'writable_bundle', 'listed', 'open_bundle', 'open_model', 'model_in']
+           'peak_memory', 'report', 'home', 'build_once', 'Bundle', 'checksum', 'digest', 'versions', 'save_bundle',
+           'writable_bundle', 'listed', 'open_bundle', 'open_model', 'model_in']
 
 # %% ../nbs/00b_core.ipynb #65359c29
-import base64
 import difflib
 import hashlib
 import importlib.util
-import io
 import json
 import logging
 import os
@@ -61,7 +59,7 @@ class Registry(dict):
     ):
         super().__init__()
         self.kind = kind
-        self.pattern = re.compile(rf"^@(?:{'|'.join(map(re.escape, marks))})\(\"([^\"]+)\"", re.MULTILINE) if marks else None
+        self.pattern = re.compile(rf"^@?(?:{'|'.join(map(re.escape, marks))})\(\"([^\"]+)\"", re.MULTILINE) if marks else None
 
     def register(self,
         name: str,  # the name users will type
@@ -144,7 +142,7 @@ def import_file(
         raise CourseError(f"'{path}' cannot be imported ({type(why).__name__}: {why})") from why
 
 # %% ../nbs/00b_core.ipynb #9f129a2c
-sources = Registry("path or data set", "sources.register")  # name -> function(seed, **options): Splits
+sources = Registry("path or data set", "sources.register", "downloadable")  # name -> function(seed, **options): Splits
 readers = Registry("reader", "readers.register")            # "path" -> function(path, seed, **options): Splits
 layouts = Registry("layout", "layouts.register")            # name -> how files are laid out: see `layouts.Layout`
 networks = Registry("network", "network")                   # name -> function(classes, **arguments): an nn.Module
@@ -152,13 +150,11 @@ models = Registry("model", "models.register", "network")    # name -> function(s
 formats = Registry("model format", "formats.register")      # name -> function(bundle): the predictor in it
 evaluators = Registry("task to evaluate", "evaluators.register")  # task -> function(predictor, dataset): scores
 
-
 # %% ../nbs/00b_core.ipynb #3b1e78f3
 progress = partial(tqdm, delay=2, leave=False, dynamic_ncols=True)  # as tqdm; `TQDM_DISABLE=1` switches all bars off
 
 # %% ../nbs/00b_core.ipynb #57ab41db
 RESULT = "application/vnd.course.result+json"
-_started = time.perf_counter()
 
 
 def peak_memory() -> int:
@@ -173,32 +169,14 @@ def peak_memory() -> int:
 def report(
     **results: float,  # what the notebook measured, as plain numbers; the names are the tests' and the leaderboard's
 ) -> None:
-    "Show measured results and store them as data in the notebook, with its seconds and peak memory in MB."
+    "Show measured results and store them as data in the notebook, with its peak memory in MB and the seconds since its kernel started."
     from IPython.display import display
-    cost = dict(seconds=round(time.perf_counter() - _started, 1), memory_mb=peak_memory())
+    cost = dict(seconds=round(time.time() - psutil.Process().create_time(), 1), memory_mb=peak_memory())
     plain = {name: getattr(value, "item", lambda v=value: v)() for name, value in results.items()}
     width = max(map(len, [*plain, *cost]))
     show = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
     text = "\n".join(f"{name:<{width}}  {show(value)}" for name, value in {**plain, **cost}.items())
     display({RESULT: dict(results=plain, cost=cost), "text/plain": text}, raw=True)
-
-# %% ../nbs/00b_core.ipynb #aec4f05a
-def alt(
-    fig,          # a matplotlib figure; it is closed afterwards
-    text: str,    # what the image shows, for people who cannot see it
-    dpi: int = 80,  # dots per inch of the PNG
-) -> None:
-    "Show a figure as a compact PNG that carries a description, in place of `plt.show()`."
-    import matplotlib.pyplot as plt
-    from IPython.display import display
-    from PIL import Image
-    full, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(full, format="png", dpi=dpi, bbox_inches="tight")
-    plt.close(fig)
-    Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
-    png = min(small.getvalue(), full.getvalue(), key=len)
-    display({"image/png": base64.b64encode(png).decode(), "text/plain": text},
-            metadata={"image/png": {"alt": text}}, raw=True)
 
 # %% ../nbs/00b_core.ipynb #2f80035b
 def home() -> Path:
