@@ -148,7 +148,8 @@ def untrained(
 # %% ../nbs/91b_cli.ipynb #287e39b8
 def evaluate_bundle(args) -> int:
     "Measure a bundle on a split."
-    from course_lib.data import in_order, load
+    from course_lib.data import load
+    from course_lib.combine import in_order
     bundle = open_bundle(args.bundle)
     predictor, meta = model_in(bundle), bundle.meta
     splits = load(args.data, seed=meta.get("seed", 0) if args.seed is None else args.seed)

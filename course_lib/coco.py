@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 
 # %% ../nbs/01e_coco.ipynb #eabfd0ed
 from .core import CourseError, layouts
-from .data import DETECTION, SPLITS, Finding, Object, error, warning
+from .data import DETECTION
+from .specs import SPLITS, Finding, Object, error, warning
 from .files import Files, find_image, read_json, suffix
 from .layouts import Item, Survey, boxes_made_good, examined, put_image, refuse_without_boxes
 

@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['ZOOMS', 'ROOM', 'COLOURS', 'KINDS', 'MISTAKES', 'detections', 'place_in', 'Coco', 'AveragePrecision', 'as_truth',
            'squared', 'mirrored', 'Scenes', 'Detection', 'only_boxes', 'free_place', 'draw', 'Detector',
-           'load_detector', 'enlarged', 'sort_detections', 'best_threshold', 'learn_detector', 'train_detector', 'ssd',
-           'ap50', 'diagnose', 'anchor_trouble', 'score_trouble', 'evaluate_detector', 'count_errors', 'above',
+           'load_detector', 'enlarged', 'sort_detections', 'best_threshold', 'learn_detector', 'trained_detector',
+           'ssd', 'ap50', 'diagnose', 'anchor_trouble', 'score_trouble', 'evaluate_detector', 'count_errors', 'above',
            'precision_of', 'scores_of', 'learn_by_heart']
 
 # %% ../nbs/15_detection.ipynb #e9cf7581
@@ -25,11 +25,12 @@ from torchvision.ops import box_area
 from .boxes import cxcywh_to_xyxy, decode, intersection_and_union, iou, nms
 from .core import (Bundle, CourseError, build_once, evaluators, formats, home, models, progress,
                             within)
-from .data import DETECTION, Images, Order, Splits, join, pixels, resize
+from .data import DETECTION, Images, Order, Splits, pixels, resize
 from .ssd import SSD, multibox_loss, view
-from .loop import History, fit
+from .loop import History, Job, learn
 from .training import Recipe, augmentations, tasks
-from .predictors import arguments_of, load_weights, network, networks, own_options, save_weights
+from .predictors import (Architecture, about_training, load_weights, network, predictors,
+                                  save_weights)
 from .device import autocast, keep_memory
 from .transfer import RAW, stages, thaw
 
@@ -375,65 +376,45 @@ def best_threshold(
 
 # %% ../nbs/15_detection.ipynb #f6895e76
 def learn_detector(
-    model: nn.Module,
-    splits: Splits,
-    recipe: Recipe = Recipe(),
-    input_size: int = 320,
-    task=None,
-    folder: Path | None = None,
-    resume: bool = False,
-    device: str = "auto",
+    job: Job,                     # its model is an `SSD`
     weights: str = "published",   # of the backbone, or none: random ones
     frozen: int = 1,              # so many of the backbone's four stages, from the first, keep their published weights
     backbone_rate: float = 0.3,   # the learning rate of the others, as a share of the head's
 ) -> History:
-    "Load the backbone's weights, keep some, let the others learn more slowly than the head. CourseError if they cannot be got."
+    "Load the backbone's weights, keep some, let the others learn more slowly than the head. CourseError: they are not available."
     if weights not in ("published", "none"): raise CourseError(f"weights={weights}: use published or none")
     within(0, 10, backbone_rate=backbone_rate)
+    model = job.model
     groups = stages(model.maps.features)
     if not 0 <= frozen <= len(groups): raise CourseError(f"frozen={frozen}: the backbone has {len(groups)} stages")
     if weights == "published":
         model.load()
         thaw(model.maps.features, groups, len(groups) - frozen)
         for p in model.maps.features.parameters(): p.lr_scale = backbone_rate
-    history = fit(model, splits, recipe, input_size, task, folder, resume, device)
+    history = learn(job)
     model.requires_grad_(True).eval()
     return history
 
 # %% ../nbs/15_detection.ipynb #fe4a8965
-def train_detector(
-    name: str,                      # in `networks`
-    splits: Splits,                 # of a detection task
-    input_size: int = 320,          # side of the images that the detector sees, in pixels
-    device: str = "auto",           # cpu, cuda, mps, or auto: the best there is
-    resume: bool = False,           # go on with an unfinished run
-    with_valid: bool = False,       # learn from the validation images too: then nothing is left to choose by
-    folder: Path | None = None,     # for checkpoints and TensorBoard's files
-    **options,                      # of the network, of how it learns, and of the recipe
+@predictors.register("detection")
+def trained_detector(
+    architecture: Architecture,
+    job: Job,         # that was done
+    arguments: dict,  # of `architecture.build`
+    history: History,
 ) -> Detector:
-    "Build and train a detector, and find the threshold from which on its detections are shown."
-    if splits.task != DETECTION:
-        raise CourseError(f"this model needs data with boxes, not {splits.task}: a VOC layout, a COCO json or 'streets?view=detection'")
-    learn, defaults = models[name].learn, models[name].defaults
-    take = lambda parameters: {p.name: options.pop(p.name) for p in parameters if p.name in options}
-    recipe, how = Recipe(**{**defaults, **take(arguments_of(Recipe))}), take(own_options(learn))
-    arguments = dict(options, input_size=input_size)
-    if with_valid: splits = replace(splits, train=join(splits.train, splits.valid), valid=splits.valid.subset([]))
-    torch.manual_seed(recipe.seed)
-    model = networks[name](len(splits.classes), **arguments)
-    history = learn(model, splits, recipe, input_size, None, folder, resume, device, **how)
-    trained = Detector(model, splits.classes, input_size, name, arguments)
-    score = (max(history.scores) if recipe.keep == "best" else history.scores[-1]) if history.scores else None
-    trained.about = dict(history=history.rows, trained_on=len(splits.train), valid_map_50=score,
-                         weights=sum(p.numel() for p in model.parameters()))
-    if len(splits.valid):
-        found = [one for i in range(len(splits.valid)) for one in trained.detect([splits.valid.read(i)])]
-        trained.threshold = best_threshold(found, splits.valid.targets)
+    "The network as a predictor, with the threshold from which on its detections are shown, found on the validation split."
+    valid = job.splits.valid
+    trained = Detector(job.model, job.splits.classes, job.input_size, architecture.name, arguments,
+                       about=about_training(job, history))
+    if len(valid):
+        found = [one for i in range(len(valid)) for one in trained.detect([valid.read(i)])]
+        trained.threshold = best_threshold(found, valid.targets)
     return trained
 
 # %% ../nbs/15_detection.ipynb #1a304d65
-@network("ssd", learn_detector, trainer=train_detector, epochs=60, batch_size=8, learning_rate=0.001, weight_decay=0.01,
-         augment="ssd", clip=10.0, unused=("label_smoothing", "progressive"))
+@network("ssd", learn_detector, tasks=(DETECTION,), input_size=320, unused=("label_smoothing", "progressive"), epochs=60,
+         batch_size=8, learning_rate=0.001, weight_decay=0.01, augment="ssd", clip=10.0)
 def ssd(
     classes: int,                    # K, without the background
     input_size: int = 320,

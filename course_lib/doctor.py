@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 from .core import CourseError, layouts, progress
-from .data import (FLAGS, LEVELS, MULTI, NAMES, SINGLE, Finding, Object, Splits, error, is_named,
-                             is_path, load, note, parallel, parse_spec, resize, warning)
+from .data import MULTI, NAMES, SINGLE, Splits, load, parallel, resize
+from .specs import (FLAGS, LEVELS, Finding, Object, error, is_named, is_path, note, parse_spec,
+                              warning)
 from .files import describe, suffix
 from .layouts import (UNLISTED, Item, Survey, missing_classes, split_items, survey_with,
                                 write_dataset)

@@ -18,7 +18,8 @@ from pathlib import Path
 # %% ../nbs/01h_downloads.ipynb #c546a2e7
 import numpy as np
 from .core import CourseError, build_once, home, sources
-from .data import SINGLE, Images, Splits, assign, parallel, parse_options, to_rgb
+from .data import SINGLE, Images, Splits, assign, parallel, to_rgb
+from .specs import parse_options
 from .files import describe
 from .layouts import load_files
 

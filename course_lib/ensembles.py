@@ -6,20 +6,20 @@ __all__ = ['joins', 'Together', 'at_logits', 'Regularized', 'regularized', 'Vote
 
 # %% ../nbs/11_ensembles.ipynb #5f5d1822
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor, nn
+from torch import nn
 from .core import CourseError, Registry
-from .data import Images, Splits, pixels
+from .data import Images, pixels
 from .evaluation import single_label
-from .loop import History
+from .loop import History, Job
 from .predictors import Network, extends, network
-from .training import Recipe
 from .device import device_of
-from .transfer import RAW, Backbone, Transfer, joined, learn_transfer, step
+from .transfer import RAW, Backbone, Transfer, joined, learn_transfer, part_of, step
 
 # %% ../nbs/11_ensembles.ipynb #7e533d2a
 class Together(nn.Module):
@@ -167,31 +167,23 @@ def judge(
 # %% ../nbs/11_ensembles.ipynb #956af12e
 @extends(learn_transfer)
 def learn_ensemble(
-    model: nn.Module,  # what one of `joins` built
-    splits: Splits,
-    recipe: Recipe = Recipe(),
-    input_size: int = 64,
-    task=None,
-    folder: Path | None = None,
-    resume: bool = False,
-    device: str = "auto",
-    **more,            # options of `learn_transfer`
+    job: Job,  # its model is what one of `joins` built
+    **more,    # options of `learn_transfer`
 ) -> History:
     "Train what is joined, then settle how. CourseError for several labels, or where there are no validation images."
+    model, splits = job.model, job.splits
     single_label(splits.task)
-    if isinstance(model, Transfer):
-        return learn_transfer(model, splits, recipe, input_size, task, folder, resume, device, **more | dict(strategy="frozen"))
+    if isinstance(model, Transfer): return learn_transfer(job, **more | dict(strategy="frozen"))
     if not len(splits.valid) and type(model) is not Voters:
         raise CourseError("this way of joining is settled on validation images, and there are none left: use join=vote, or "
                           "learn without --with-valid")
     done = []
     for i, member in enumerate(model.members):
-        own, place = replace(recipe, seed=recipe.seed + i), folder and Path(folder) / f"member-{i}"
-        done.append(step(member, place, resume, lambda place: learn_transfer(
-            member, splits, own, input_size, task, place, resume, device, **more)))
-    model.to(device_of(device))  # the votes and the judge, too, and members that were read from files
-    if len(splits.valid): model.settle(said_by(model, splits.valid, input_size), np.array(splits.valid.targets))
-    for path in Path(folder).glob("member-*/done.pt") if folder else (): path.unlink(missing_ok=True)
+        own = replace(job.recipe, seed=job.recipe.seed + i)
+        done.append(step(replace(part_of(job, f"member-{i}", own), model=member), partial(learn_transfer, **more)))
+    model.to(device_of(job.device))  # the votes and the judge, too, and members that were read from files
+    if len(splits.valid): model.settle(said_by(model, splits.valid, job.input_size), np.array(splits.valid.targets))
+    for path in Path(job.folder).glob("member-*/done.pt") if job.folder else (): path.unlink(missing_ok=True)
     return joined(done)
 
 # %% ../nbs/11_ensembles.ipynb #d0e70bc9

@@ -6,7 +6,7 @@ __all__ = ['DETECTOR', 'SCALES', 'Cut', 'cut', 'cut_detector', 'coco_detector', 
 
 # %% ../nbs/12_hybrid.ipynb #0abf1c0d
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from torchvision import models as zoo
 from torchvision.models.detection.ssdlite import SSDLiteClassificationHead, SSDLiteFeatureExtractorMobileNet
 from .core import CourseError
-from .data import Splits, pixels, to_float
-from .loop import History, fit, make_task
+from .data import pixels, to_float
+from .loop import History, Job, make_task
 from .training import Recipe
 from .device import device_of
 from .predictors import network
-from .transfer import (RAW, Transfer, at_hand, briefer, build, follow, learn_head, phases,
-                                pretrained, published, stages, torch_cache)
+from .transfer import (RAW, Transfer, at_hand, build, follow, phases, pretrained, published,
+                                stages, torch_cache)
 
 # %% ../nbs/12_hybrid.ipynb #dc1f6139
 DETECTOR = "ssdlite320_mobilenet_v3_large"  # torchvision's, with weights from COCO
@@ -200,42 +200,31 @@ class HybridModel(Transfer):
 
 # %% ../nbs/12_hybrid.ipynb #daaa381b
 def learn_hybrid(
-    model: Transfer,             # `HybridModel`, or another with a `backbone` and a `head`
-    splits: Splits,
-    recipe: Recipe = Recipe(),
-    input_size: int = 320,
-    task=None,
-    folder: Path | None = None,
-    resume: bool = False,
-    device: str = "auto",
+    job: Job,                    # its model is a `HybridModel`, or another with a `backbone` and a `head`
     strategy: str = "full",      # frozen: only bridge and classifier learn; progressive: one stage more at a time; full: all
     weights: str = "published",  # published, or none: random ones
     stage_decay: float = 0.9,    # learning rate of a stage, as a share of that of the next
 ) -> History:
-    "Train a model. CourseError if weights cannot be got, or if a step would see a single image."
+    "Train a model. CourseError if weights are not available, or if a step would see a single image."
     if weights not in ("published", "none"): raise CourseError(f"weights={weights}: use published or none")
-    groups = stages(model.backbone)
-    plan, task = phases(strategy, len(groups), recipe.epochs), task or make_task(model, splits, input_size, recipe)
-    if plan: refuse_single(len(splits.train), recipe)
-    begin(model, splits, input_size, weights, recipe, device)
-    def learn(how, epochs, place): return how(model, splits, briefer(recipe, epochs), input_size, task, place, resume, device)
-    head = None if plan else partial(learn, learn_head, recipe.epochs)
-    return follow(plan, model, groups, stage_decay, folder, resume, head, partial(learn, fit))
+    groups = stages(job.model.backbone)
+    plan = phases(strategy, len(groups), job.recipe.epochs)
+    job = replace(job, task=job.task or make_task(job.model, job.splits, job.input_size, job.recipe))
+    if plan: refuse_single(len(job.splits.train), job.recipe)
+    begin(job, weights)
+    return follow(plan, job, groups, stage_decay, None if plan else job.recipe)
 
 # %% ../nbs/12_hybrid.ipynb #a729339d
 def begin(
-    model: Transfer,
-    splits: Splits,
-    input_size: int,
-    weights: str,
-    recipe: Recipe,
-    device: str,
+    job: Job,
+    weights: str,  # published or none
 ) -> None:
     "Published weights, and statistics of up to 250 training images for what has none."
+    model = job.model
     if weights == "published": getattr(model, "load", model.backbone.load)()
-    if not hasattr(model.backbone, "listen") or not len(splits.train): return
-    model.backbone.to(device_of(device))
-    images = torch.from_numpy(np.array(pixels(splits.train, input_size)[:250])).permute(0, 3, 1, 2)
+    if not hasattr(model.backbone, "listen") or not len(job.splits.train): return
+    model.backbone.to(device_of(job.device))
+    images = torch.from_numpy(np.array(pixels(job.splits.train, job.input_size)[:250])).permute(0, 3, 1, 2)
     model.backbone.listen(to_float(images.to(model.backbone.mean.device), *RAW))
 
 # %% ../nbs/12_hybrid.ipynb #69adcccf

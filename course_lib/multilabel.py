@@ -5,8 +5,8 @@ __all__ = ['losses', 'OfLogits', 'MultiLabel', 'bce', 'weighted', 'focal', 'labe
            'learn_multilabel', 'find_thresholds', 'evaluate_labels', 'multilabel']
 
 # %% ../nbs/10_multilabel.ipynb #cd9d0903
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,13 +15,13 @@ from sklearn.metrics import average_precision_score, f1_score, hamming_loss
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics import classification as metrics
-from .core import CourseError, Registry, evaluators
+from .core import CourseError, Registry, evaluators, log
 from .data import MULTI, Images, Splits
 from .evaluation import class_scores, predicted
-from .loop import History, make_task
+from .loop import History, Job, make_task
 from .predictors import Network, extends, network
-from .training import Classification, Recipe, tasks
-from .transfer import Transfer, learn_transfer, transfer
+from .training import Classification, tasks
+from .transfer import learn_transfer, transfer
 
 # %% ../nbs/10_multilabel.ipynb #5cc9ffa0
 class OfLogits(MetricCollection):
@@ -137,24 +137,17 @@ def best_threshold(
 # %% ../nbs/10_multilabel.ipynb #ff80b7e3
 @extends(learn_transfer)
 def learn_multilabel(
-    model: Transfer,
-    splits: Splits,
-    recipe: Recipe = Recipe(),
-    input_size: int = 64,
-    task=None,
-    folder: Path | None = None,
-    resume: bool = False,
-    device: str = "auto",
+    job: Job,           # its model is a `Transfer`
     loss: str = "bce",  # bce; weighted, for rare classes; or focal
     **more,             # options of `learn_transfer`
 ) -> History:
     "As `learn_transfer`, with a loss of its own. CourseError for data with one label per image."
-    if splits.task != MULTI:
-        raise CourseError(f"multilabel needs several labels per image, not {splits.task} data: a labels.csv, or boxes with "
+    if job.splits.task != MULTI:
+        raise CourseError(f"multilabel needs several labels per image, not {job.splits.task} data: a labels.csv, or boxes with "
                           "'?view=multi' behind the path; `course train transfer` is for one label")
-    task = task or make_task(model, splits, input_size, recipe)
-    task.criterion = partial(losses[loss], share=torch.tensor(np.mean(splits.train.targets, 0)))
-    return learn_transfer(model, splits, recipe, input_size, task, folder, resume, device, **more)
+    task = job.task or make_task(job.model, job.splits, job.input_size, job.recipe)
+    task.criterion = partial(losses[loss], share=torch.tensor(np.mean(job.splits.train.targets, 0)))
+    return learn_transfer(replace(job, task=task), **more)
 
 # %% ../nbs/10_multilabel.ipynb #9250ea1b
 def find_thresholds(
@@ -162,7 +155,7 @@ def find_thresholds(
     splits: Splits,
 ) -> None:
     "Give a network the thresholds with the best F1 on the validation split, which it has not learnt from."
-    if not len(splits.valid): print("no validation images: every threshold stays at 0.5")
+    if not len(splits.valid): log.info("no validation images: every threshold stays at 0.5")
     else:
         probabilities, _ = predicted(trained, splits.valid)
         trained.thresholds = tuple(best_thresholds(np.array(splits.valid.targets), probabilities).tolist())

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import course_lib
 from .core import CourseError, checksum, progress, sources
-from .data import DETECTION, MULTI, SINGLE, Images, Object, Splits, detection_target, parse_options
+from .data import DETECTION, MULTI, SINGLE, Images, Splits
+from .specs import Object, detection_target, parse_options
 from .painting import (CONDITIONS, GLOWS, MODELS, Camera, Canvas, Palette, Rng, film_grain,
                                  lamp_halo, shape)
 from .scenery import paint_houses, paint_road, paint_sky, paint_tree

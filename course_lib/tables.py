@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 
 # %% ../nbs/01g_tables.ipynb #9ffbe702
 from .core import CourseError, layouts
-from .data import MULTI, SPLITS, Object, error, warning
+from .data import MULTI
+from .specs import SPLITS, Object, error, warning
 from .files import LABELS, Files, find_image, read_text
 from .layouts import UNCLEAR, Item, Survey, examined, put_image, similar_names
 

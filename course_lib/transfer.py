@@ -4,11 +4,13 @@
 __all__ = ['PACKAGES', 'SAME_TENSORS', 'RAW', 'backbones', 'Weights', 'at_hand', 'published', 'timm_weights', 'build',
            'as_published', 'pretrained', 'from_file', 'tell_source', 'torch_cache', 'take_head', 'last_linear',
            'Backbone', 'embeddings', 'embed', 'fused', 'fingerprint', 'Embedded', 'Vectors', 'learn_head', 'Transfer',
-           'stages', 'chain', 'thaw', 'phases', 'learn_transfer', 'briefer', 'follow', 'step', 'joined', 'transfer']
+           'stages', 'chain', 'thaw', 'phases', 'learn_transfer', 'part_of', 'briefer', 'follow', 'step', 'joined',
+           'transfer']
 
 # %% ../nbs/09_transfer.ipynb #8db47026
 import re
 import warnings
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -26,8 +28,8 @@ from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 from torchvision import models as zoo
 from .core import CourseError, Registry, build_once, checksum, home, progress, within
-from .data import Images, Splits, pixels, to_float
-from .loop import History, fit, make_task
+from .data import Images, pixels, to_float
+from .loop import History, Job, learn, make_task
 from .training import Recipe
 from .device import autocast, device_of, half_type, keep_memory, share
 from .predictors import network, views_of
@@ -305,21 +307,15 @@ class Vectors:
 
 # %% ../nbs/09_transfer.ipynb #e4f6158e
 def learn_head(
-    model: nn.Module,     # has a `backbone` and a `head`
-    splits: Splits,
-    recipe: Recipe,       # of the head
-    input_size: int,      # side of the images in pixels
-    task,                 # of the images
-    folder: Path | None = None,
-    resume: bool = False,
-    device: str = "auto",
+    job: Job,  # its model has a `backbone` and a `head`; its task is that of the images
 ) -> History:
     "Train the head on embeddings of the images (and of their mirror images, if the recipe has `flip`)."
+    model, recipe, splits = job.model, job.recipe, job.splits
     views = 2 if "flip" in recipe.augment else 1
-    vectors = {splits.train.key: embeddings(model.backbone, splits.train, input_size, views, device, recipe.precision),
-               splits.valid.key: embeddings(model.backbone, splits.valid, input_size, 1, device, recipe.precision)}
+    def vectors(dataset, views): return embeddings(model.backbone, dataset, job.input_size, views, job.device, recipe.precision)
+    known = {splits.train.key: vectors(splits.train, views), splits.valid.key: vectors(splits.valid, 1)}
     recipe = replace(recipe, precision="fp32", progressive=1.0, accumulate=1)
-    return fit(model.head, splits, recipe, input_size, Embedded(task, vectors, recipe), folder, resume, device)
+    return learn(replace(job, model=model.head, recipe=recipe, task=Embedded(job.task, known, recipe)))
 
 # %% ../nbs/09_transfer.ipynb #41b52125
 class Transfer(nn.Module):
@@ -398,77 +394,75 @@ def phases(
 
 # %% ../nbs/09_transfer.ipynb #fbfc4be2
 def learn_transfer(
-    model: Transfer,
-    splits: Splits,
-    recipe: Recipe = Recipe(),
-    input_size: int = 64,
-    task=None,
-    folder: Path | None = None,
-    resume: bool = False,
-    device: str = "auto",
+    job: Job,                    # its model is a `Transfer`
     strategy: str = "full",      # frozen: only the head learns; progressive: one stage more at a time; full: all
     weights: str = "published",  # published, or none: random ones
     head_epochs: int = 20,       # of the head alone, on embeddings that are computed once
     head_rate: float = 0.003,    # learning rate of the head alone
     stage_decay: float = 0.9,    # learning rate of a stage, as a share of that of the next
 ) -> History:
-    "Train the head, then as much of the backbone as the strategy says. CourseError if the weights cannot be got."
+    "Train the head, then as much of the backbone as the strategy says. CourseError if the weights are not available."
     if weights not in ("published", "none"): raise CourseError(f"weights={weights}: use published or none")
     within(0, 1, stage_decay=stage_decay)
-    groups = [] if strategy == "frozen" else stages(model.backbone)
-    plan = phases(strategy, len(groups), recipe.epochs)
-    if weights == "published": model.backbone.load()
-    task = task or make_task(model, splits, input_size, recipe)
-    alone = replace(recipe, epochs=head_epochs, learning_rate=head_rate, warmup=0.0)
-    head = lambda place: learn_head(model, splits, alone, input_size, task, place, resume, device)
-    return follow(plan, model, groups, stage_decay, folder, resume, head, lambda epochs, place: fit(
-        model, splits, briefer(recipe, epochs), input_size, task, place, resume, device))
+    groups = [] if strategy == "frozen" else stages(job.model.backbone)
+    plan = phases(strategy, len(groups), job.recipe.epochs)
+    if weights == "published": job.model.backbone.load()
+    job = replace(job, task=job.task or make_task(job.model, job.splits, job.input_size, job.recipe))
+    alone = replace(job.recipe, epochs=head_epochs, learning_rate=head_rate, warmup=0.0)
+    return follow(plan, job, groups, stage_decay, alone)
 
 # %% ../nbs/09_transfer.ipynb #1a837495
-def briefer(recipe: Recipe, epochs: int) -> Recipe:
+def part_of(
+    job: Job,
+    name: str,       # of the part
+    recipe: Recipe,  # of the part
+) -> Job:
+    "A part of a job, with a folder of its own."
+    return replace(job, recipe=recipe, folder=job.folder and Path(job.folder) / name)
+
+
+def briefer(
+    recipe: Recipe,
+    epochs: int,
+) -> Recipe:
     "The recipe for a part of its epochs."
     return replace(recipe, epochs=epochs, warmup=min(recipe.warmup, epochs))
 
 
 def follow(
     plan: list[tuple[int, int]],  # of `phases`
-    model: nn.Module,             # with a `backbone` and a `head`
-    groups: list,                 # its stages
+    job: Job,                     # its model has a `backbone` and a `head`
+    groups: list,                 # the backbone's stages
     stage_decay: float,           # learning rate of a stage, as a share of that of the next
-    folder: Path | None,          # for checkpoints: one folder in it for each step
-    resume: bool,
-    head,                         # head(folder) trains the head alone, to begin with; None: not at all
-    rest,                         # rest(epochs, folder) trains what is thawed
+    head: Recipe | None,          # by which the head alone learns first; None: not at all
 ) -> History:
     "Train the head, then so many stages, for so many epochs, as the plan says."
-    under = lambda name: folder and Path(folder) / name
-    done = [step(model, under("head"), resume, head)] if head else []
+    model = job.model
+    done = [step(part_of(job, "head", head), learn_head)] if head else []
     for last, epochs in plan:
         thaw(model.backbone, groups, last, stage_decay)
-        done.append(step(model, under(f"last-{last}"), resume, lambda place: rest(epochs, place)))
+        done.append(step(part_of(job, f"last-{last}", briefer(job.recipe, epochs)), learn))
     model.requires_grad_(True).to(next(model.head.parameters()).device).eval()
-    for path in Path(folder).glob("*/done.pt") if folder else (): path.unlink(missing_ok=True)
+    for path in Path(job.folder).glob("*/done.pt") if job.folder else (): path.unlink(missing_ok=True)
     return joined(done)
 
 # %% ../nbs/09_transfer.ipynb #568cef4b
 def step(
-    model: nn.Module,
-    folder: Path | None,  # of this step
-    resume: bool,
-    learn,                # learn(folder) trains the model
+    job: Job,         # of this step
+    learn: Callable,  # learn(job) trains the model
 ) -> History:
     "Take a step of the plan; when resuming, a step that was finished is read from its folder."
-    if not folder: return learn(None)
-    path = folder / "done.pt"
-    if resume and path.is_file():
+    if not job.folder: return learn(job)
+    path = Path(job.folder) / "done.pt"
+    if job.resume and path.is_file():
         done = torch.load(path, map_location="cpu", weights_only=True)
-        model.eval().load_state_dict(done["model"])
+        job.model.eval().load_state_dict(done["model"])
         history = History()
         history.load_state_dict(done["history"])
         return history
-    history = learn(folder)
+    history = learn(job)
     path.unlink(missing_ok=True)
-    build_once(path, lambda part: torch.save(dict(model=model.state_dict(), history=history.state_dict()), part))
+    build_once(path, lambda part: torch.save(dict(model=job.model.state_dict(), history=history.state_dict()), part))
     return history
 
 # %% ../nbs/09_transfer.ipynb #a10bf45f

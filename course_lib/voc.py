@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 
 # %% ../nbs/01d_voc.ipynb #2a7d39f5
 import numpy as np
-from .data import DETECTION, FLAGS, SPLITS, Finding, Object, error, warning
+from .data import DETECTION
+from .specs import FLAGS, SPLITS, Finding, Object, error, warning
 from .files import Files, read_lines, suffix
 from .layouts import (UNLISTED, Item, Survey, boxes_made_good, examined, put_image,
                                refuse_without_boxes)
