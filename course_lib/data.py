@@ -36,7 +36,7 @@ def decode(
 def decode_with(
     data: bytes,  # the content of an image file
 ) -> tuple[np.ndarray, Image.Image]:  # uint8 [H, W, 3]; the image as opened, which knows its format and mode
-    "The image in RGB, and the image as Pillow opened it. OSError if it cannot be read to its end."
+    "The image in RGB, and as Pillow opened it. OSError if it cannot be read to its end."
     try:
         image = Image.open(io.BytesIO(data))
         return np.array(to_rgb(ImageOps.exif_transpose(image))), image
@@ -195,6 +195,14 @@ def load(
     if is_path(name): splits = readers["path"](name, seed, **options)
     else: splits = sources[name](seed=seed, **options)
     return replace(splits, spec=str(spec))
+
+
+def __getattr__(name):  # for a while: names that have moved to `specs` and `combine`
+    import importlib
+    for module in ("specs", "combine"):
+        if module == "combine" and name not in ("join", "in_order"): break
+        if hasattr(found := importlib.import_module(f"course_lib.{module}"), name): return getattr(found, name)
+    raise AttributeError(name)
 
 # %% ../nbs/01_data.ipynb #18d48728
 def parallel(

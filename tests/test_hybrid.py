@@ -11,13 +11,13 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.ssdlite import _mobilenet_extractor
 
-from course_lib import hybrid, train, transfer
+from course_lib import device, hybrid, loop, transfer
 from course_lib.cli import main
 from course_lib.core import CourseError, models, open_model
 from course_lib.data import load, pixels, to_float
 from course_lib.hybrid import DETECTOR, Bridge, DetectorClassifier, HybridModel, MultiScale, begin, chosen_scales, cut, learn_hybrid
 from course_lib.training import Recipe, groups
-from course_lib.loop import fit
+from course_lib.loop import Job, fit
 from course_lib.transfer import RAW, Backbone, Transfer, at_hand, build, embed, published
 
 TINY = dict(enlarge=32, input_size=32, weights="none", batch_size=10, epochs=1)
@@ -236,7 +236,7 @@ def test_with_checkpointing_it_learns_the_same(splits):
 def test_embeddings_are_what_the_trunk_says(splits, monkeypatch):
     monkeypatch.setattr(train, "best_precision", lambda device: "fp32")
     model, images = small(), np.array(pixels(splits.test, 32))
-    begin(model, splits, 32, "none", Recipe(), "cpu")
+    begin(Job(model, splits, input_size=32, device="cpu"), "none")
     with torch.no_grad(): expected = model.backbone.eval()(to_float(torch.from_numpy(images).permute(0, 3, 1, 2), *RAW))
     said = torch.tensor(embed(model.backbone, images, device="cpu")[:, 0])
     for a, b in zip(said.split(model.backbone.widths, 1), expected.split(model.backbone.widths, 1)):

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from course_lib import train, transfer
+from course_lib import loop, training, transfer
 from course_lib.cli import main
 from course_lib.core import CourseError, models, open_model
 from course_lib.data import load, pixels, resize, to_float
 from course_lib.doctor import write_splits
 from course_lib.evaluation import evaluate
 from course_lib.training import Recipe, groups
-from course_lib.loop import fit, make_task
+from course_lib.loop import Job, fit, make_task
 from course_lib.transfer import (RAW, Backbone, Transfer, at_hand, build, embeddings, learn_transfer, phases, pretrained, published,
                                  stages, take_head, thaw)
 
@@ -245,7 +245,7 @@ def test_every_strategy_trains_saves_and_opens_without_weights(strategy, splits,
 def test_frozen_leaves_the_backbone_alone(splits):
     model = small()
     before = state(model.backbone)
-    learn_transfer(model, splits, Recipe(batch_size=10), 32, strategy="frozen", weights="none", head_epochs=1)
+    learn_transfer(Job(model, splits, Recipe(batch_size=10), 32), strategy="frozen", weights="none", head_epochs=1)
     assert same(before, state(model.backbone))
 
 
@@ -254,21 +254,21 @@ class Interrupted(Exception): "In place of a power failure."
 
 @pytest.mark.parametrize("moment", [2, 9, 14, 22])
 def test_interrupted_in_any_phase_it_ends_with_the_same_weights(moment, splits, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.Checkpoint, "due", lambda self: self.path is not None)
+    monkeypatch.setattr(loop.Checkpoint, "due", lambda self: True)
     recipe, how = Recipe(epochs=5, batch_size=10), dict(strategy="progressive", weights="none", head_epochs=2)
     whole = small()
-    learn_transfer(whole, splits, recipe, 32, **how)
-    usual, left = train.Classification.loss, iter(range(moment))
+    learn_transfer(Job(whole, splits, recipe, 32), **how)
+    usual, left = training.Classification.loss, iter(range(moment))
 
     def failing(self, outputs, targets):
         if torch.is_grad_enabled() and next(left, None) is None: raise Interrupted
         return usual(self, outputs, targets)
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(train.Classification, "loss", failing)
-        learn_transfer(small(), splits, recipe, 32, folder=tmp_path / "run", **how)
+        patch.setattr(training.Classification, "loss", failing)
+        learn_transfer(Job(small(), splits, recipe, 32, folder=tmp_path / "run"), **how)
     resumed = small()
-    history = learn_transfer(resumed, splits, recipe, 32, folder=tmp_path / "run", resume=True, **how)
+    history = learn_transfer(Job(resumed, splits, recipe, 32, folder=tmp_path / "run", resume=True), **how)
     assert same(state(whole), state(resumed)) and len(history.rows) == 7
 
 

@@ -4,7 +4,6 @@ import math
 import os
 import platform
 import random
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,15 +17,15 @@ from making import vouched
 from torch import nn
 from torchmetrics import MeanMetric, MetricCollection
 
-from course_lib import train
+from course_lib import device, loop, predictors
 from course_lib.cli import main
-from course_lib.core import CourseError, models, open_model
+from course_lib.core import CourseError, models, networks, open_model
 from course_lib.data import SINGLE, Images, Splits, load, pixels
-from course_lib.doctor import write_splits
-from course_lib.evaluation import evaluate
+from course_lib.evaluation import evaluate, recorded
 from course_lib.training import Classification, Recipe, learning_rate, schedules, tasks
-from course_lib.predictors import extends, networks, own_options
-from course_lib.loop import fit, measure
+from course_lib.loop import Callback, Job, fit, learn, measure
+from course_lib.multilabel import MultiLabel
+from course_lib.predictors import arguments_of, extends
 
 CALM = dict(batch_size=16, seed=3)
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
@@ -129,9 +128,8 @@ def test_strided_depthwise_convolutions_work_in_32_bits_while_training(splits):
                           nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
     kinds, images = [type(module) for module in model], torch.rand(2, 8, 9, 9)
     exact = model[1](images)
-    train.prepare_layers(model, torch.device("cpu"), 1)
-    with torch.autocast("cpu", torch.bfloat16): assert torch.equal(model[1](images), exact)
-    train.restore_layers(model)
+    with device.training_layers(model, torch.device("cpu"), 1), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model[1](images), exact)
     with torch.autocast("cpu", torch.bfloat16): assert not torch.equal(model[1](images).float(), exact)
     fit(model, splits, Recipe(epochs=1, **CALM), 32)
     assert [type(module) for module in model] == kinds
@@ -150,7 +148,7 @@ KINDS = [dict(), dict(optimizer="sgd", schedule="plateau", learning_rate=0.05, p
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: ",".join(k) or "plain")
 def test_interrupted_anywhere_it_ends_with_the_same_weights(kind, splits, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.Checkpoint, "due", lambda self: self.path is not None)
+    monkeypatch.setattr(loop.Checkpoint, "due", lambda self: True)
     recipe = Recipe(epochs=4, **CALM, **kind)
     whole, task = net(), Failing(splits, 32, recipe)
     history = fit(whole, splits, recipe, 32, task)
@@ -169,9 +167,9 @@ import os, random, signal, sys, time
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
-import test_train as t
+import test_training as t
 from course_lib.data import load
-t.train.Checkpoint.due = lambda self: self.path is not None
+t.loop.Checkpoint.due = lambda self: True
 data, recipe, folder = load("streets?n=60&valid=10&test=5"), t.Recipe(epochs=12, batch_size=10, ema=0.9), sys.argv[1]
 model = lambda: t.nn.Sequential(t.net(), t.nn.Linear(3, 5))
 for name in ("train", "valid"): t.pixels(data[name], 32)
@@ -217,7 +215,7 @@ def test_killed_ten_times_it_ends_with_the_same_weights(tmp_path):
 
 
 def test_after_an_error_the_model_is_as_it_was_and_the_run_goes_on(splits, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.Checkpoint, "due", lambda self: self.path is not None)
+    monkeypatch.setattr(loop.Checkpoint, "due", lambda self: True)
     thin = nn.Sequential(nn.Conv2d(3, 3, 3, 2, groups=3), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 3))
     recipe, kinds, own = Recipe(epochs=2, **CALM), [type(layer) for layer in thin.modules()], set(thin.__dict__)
     task = Failing(splits, 32, recipe)
@@ -238,12 +236,12 @@ def test_a_forward_of_the_models_own_survives(splits):
 
 @pytest.mark.parametrize("text", ["CUDA error: out of memory", "MPS backend out of memory (MPS allocated", "CUBLAS_STATUS_ALLOC_FAILED"])
 def test_every_way_to_run_out_of_memory_is_one_line(text):
-    with pytest.raises(CourseError, match="raise accumulate"), train.advice(Recipe(), torch.device("cpu")): raise RuntimeError(text)
+    with pytest.raises(CourseError, match="raise accumulate"), loop.advice(Recipe(), torch.device("cpu")): raise RuntimeError(text)
 
 
 def test_predictions_take_smaller_batches_where_memory_is_scarce(splits, monkeypatch):
     exact = dict(recipe=dict(precision="fp32"))
-    trained = train.Network(net().eval(), list("abc"), 32, (0.5,) * 3, (0.2,) * 3, "net", {}, about=exact)
+    trained = predictors.Network(net().eval(), list("abc"), 32, (0.5,) * 3, (0.2,) * 3, "net", {}, about=exact)
     images, small = pixels(splits.test, 32), trained._logits
     expected = trained.logits(images)
     def scarce(part):
@@ -256,7 +254,7 @@ def test_predictions_take_smaller_batches_where_memory_is_scarce(splits, monkeyp
 def test_predictions_are_made_in_32_bits_if_the_training_was(splits):
     cells, model = [], net()
     model[0].register_forward_hook(lambda module, args, out: cells.append(out.dtype))
-    trained = train.Network(model, list("abc"), 32, (0.5,) * 3, (0.2,) * 3, "net", {}, about=dict(recipe=dict(precision="fp32")))
+    trained = predictors.Network(model, list("abc"), 32, (0.5,) * 3, (0.2,) * 3, "net", {}, about=dict(recipe=dict(precision="fp32")))
     trained.logits(pixels(splits.test, 32)[:4])
     assert cells == [torch.float32]
 
@@ -270,19 +268,19 @@ def test_fp16_that_overflows_for_good_is_one_line():
     class Scaler:
         def is_enabled(self): return True
         def get_scale(self): return 2.0**-3
-    with pytest.raises(CourseError, match="use fp32"): train.refuse_overflow(Scaler())
-    train.refuse_overflow(None)
+    with pytest.raises(CourseError, match="use fp32"): loop.refuse_overflow(Scaler())
+    loop.refuse_overflow(None)
 
 
 @pytest.mark.parametrize("n, world", [(33, 8), (10, 3), (7, 7)])
 def test_every_process_works_through_as_many_parts(n, world):
-    parts = [list(train.my_parts(n, Recipe(batch_size=64, accumulate=5), rank, world)) for rank in range(world)]
+    parts = [list(loop.micro_batches(n, Recipe(batch_size=64, accumulate=5), rank, world)) for rank in range(world)]
     assert len({len(mine) for mine in parts}) == 1
     assert sorted(i for mine in parts for part in mine for i in range(part.start, part.stop)) == list(range(n))
 
 
 def test_several_labels_are_measured_on_logits_whatever_their_size(splits):
-    task = train.MultiLabel(replace(splits, classes=["a", "b"]), 32, Recipe())
+    task = MultiLabel(replace(splits, classes=["a", "b"]), 32, Recipe())
     for logits, right in (([0.3, 0.4], 1.0), ([-0.3, 0.4], 0.5), ([0.3, 5.0], 1.0)):
         scores = task.metrics()
         scores.update(torch.tensor([logits]), torch.ones(1, 2))
@@ -300,9 +298,9 @@ def test_whole_numbers_are_asked_for(option):
 
 
 def test_a_single_value_to_normalise_is_one_line():
-    with pytest.raises(CourseError, match="larger batches"), train.advice(Recipe(batch_size=1), torch.device("cpu")):
+    with pytest.raises(CourseError, match="larger batches"), loop.advice(Recipe(batch_size=1), torch.device("cpu")):
         nn.BatchNorm2d(3)(torch.rand(1, 3, 1, 1))
-    with pytest.raises(ValueError, match="other"), train.advice(Recipe(), torch.device("cpu")): raise ValueError("other")
+    with pytest.raises(ValueError, match="other"), loop.advice(Recipe(), torch.device("cpu")): raise ValueError("other")
 
 
 @pytest.mark.parametrize("option", [dict(keep="best"), dict(schedule="plateau"), dict(early_stopping_patience=1)])
@@ -312,7 +310,7 @@ def test_what_goes_by_validation_images_needs_some(option, splits):
 
 
 def test_an_unfinished_run_is_neither_overwritten_nor_mixed_up(splits, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.Checkpoint, "due", lambda self: self.path is not None)
+    monkeypatch.setattr(loop.Checkpoint, "due", lambda self: True)
     recipe, folder = Recipe(epochs=3, **CALM), tmp_path / "run"
     task = Failing(splits, 32, recipe)
     task.left = 8
@@ -333,7 +331,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
-import test_train as t
+import test_training as t
 from course_lib.data import load
 data = load("streets?n=53&valid=17&test=5")
 torch.manual_seed(0)
@@ -405,8 +403,9 @@ def test_stops_early_and_keeps_the_best(splits):
     history = fit(model, splits, recipe, 32)
     task = tasks[SINGLE](splits, 32, recipe)
     assert len(history.rows) < 60 and history.waited() == 2
-    accelerator = train.make_accelerator(recipe, "cpu")
-    assert measure(model, task, task.loader(splits.valid, torch.device("cpu")), accelerator)["accuracy"] == max(history.scores)
+    with device.make_accelerator(recipe.precision, "cpu") as accelerator:
+        found = measure(model, task, task.loader(splits.valid, torch.device("cpu")), accelerator)
+    assert found["accuracy"] == max(history.scores)
 
 
 class Regions(Classification):
@@ -459,6 +458,100 @@ def test_metrics_are_of_the_whole_split_not_means_of_batches(splits):
     assert (found["precision"], found["recall"], found["f1"]) == pytest.approx((precision, recall, f1), abs=1e-6)
 
 
+class Diary(Callback):
+    "Writes down what it is told, and ends the training after some epochs."
+    name = "diary"
+
+    def __init__(self, last=99): self.told, self.last = [], last
+
+    def before_training(self, run): self.told.append("begin")
+
+    def before_epoch(self, run): run.stopped |= run.epoch >= self.last
+
+    def after_step(self, run): self.told.append((run.epoch, run.step))
+
+    def after_epoch(self, run): self.told.append(run.history.rows[-1]["epoch"])
+
+    def after_training(self, run): self.told.append("end")
+
+    def close(self): self.told.append("closed")
+
+    def state_dict(self): return dict(told=self.told)
+
+    def load_state_dict(self, state): self.told = state["told"]
+
+
+def test_callbacks_are_told_and_can_stop_the_training(splits):
+    diary = Diary(last=2)
+    history = fit(net(), splits, Recipe(epochs=5, batch_size=45), 32, callbacks=(diary,))
+    assert diary.told == ["begin", (0, 1), (0, 2), 1, (1, 1), (1, 2), 2, "end", "closed"] and len(history.rows) == 2
+
+
+def test_a_callbacks_state_is_in_the_checkpoint_and_it_is_closed_after_an_error(splits, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Checkpoint, "due", lambda self: True)
+    recipe, diary = Recipe(epochs=2, batch_size=45), Diary()
+    task = Failing(splits, 32, recipe)
+    task.left = 3
+    with pytest.raises(Interrupted): fit(net(), splits, recipe, 32, task, tmp_path, callbacks=(diary,))
+    assert diary.told[-1] == "closed" and "end" not in diary.told
+    again = Diary()
+    fit(net(), splits, recipe, 32, folder=tmp_path, resume=True, callbacks=(again,))
+    assert again.told == ["begin", (0, 1), (0, 2), 1, (1, 1), (1, 2), 2, "end", "closed"]
+
+
+def test_the_loop_has_no_branch_on_a_callback():
+    from inspect import getsource
+    source = "".join(map(getsource, (loop.learn, loop.learn_epoch, loop.learn_batch)))
+    for name in ("ema", "keep ", "patience", "tensorboard", "checkpoint", "TensorBoard", "best"): assert name not in source, name
+
+
+def test_the_callers_random_state_and_accelerator_stay_as_they_were(splits):
+    from accelerate import Accelerator
+    own = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=3)
+    def draws(): return random.random(), np.random.rand(), torch.rand(1).item()
+    def seeded(): random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    seeded()
+    expected = draws()
+    model = net()
+    seeded()
+    fit(model, splits, Recipe(epochs=1, precision="fp32", **CALM), 32)
+    assert draws() == expected
+    assert own.mixed_precision == own.state.mixed_precision == "bf16" and own.gradient_accumulation_steps == 3
+
+
+def test_a_job_is_what_fit_takes(splits):
+    recipe, first, second = Recipe(epochs=1, **CALM), net(), net()
+    fit(first, splits, recipe, 32)
+    learn(Job(second, splits, recipe, 32))
+    assert torch.equal(vector(first), vector(second))
+
+
+SYNC = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+import test_training as t
+from torch.nn.parallel import DistributedDataParallel as DDP
+torch.set_num_threads(1)
+syncing, whole = [], DDP.forward
+def forward(self, *given): syncing.append(self.require_backward_grad_sync); return whole(self, *given)
+DDP.forward = forward
+data = t.load("streets?n=20&valid=5&test=5")
+t.fit(t.nn.Sequential(t.net(norm=False), t.nn.Linear(3, 5)), data, t.Recipe(epochs=1, batch_size=20, accumulate=4, precision="fp32"), 32)
+training = syncing[:4]
+if int(t.os.environ["RANK"]) == 0: print(training)
+"""
+
+
+@posix
+def test_processes_exchange_gradients_once_for_each_batch(tmp_path):
+    script = tmp_path / "sync.py"
+    script.write_text(SYNC.format(tests=str(Path(__file__).parent)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
+    done = subprocess.run(torchrun, env=dict(os.environ, TQDM_DISABLE="1", OMP_NUM_THREADS="1"), timeout=200, capture_output=True, text=True)
+    assert done.stdout.strip() == "[False, False, False, True]", done.stderr[-2000:]
+
+
 # ---- what it says when it cannot
 
 def test_a_loss_that_is_not_finite_has_an_address(splits):
@@ -479,7 +572,7 @@ def test_a_loss_that_is_not_finite_has_an_address(splits):
 
 def test_losses_looked_at_in_groups_still_name_the_batch(splits):
     recipe = Recipe(**CALM)
-    losses = train.Losses(0.0, tasks[SINGLE](splits, 32, recipe).loader(splits.train, torch.device("cpu"), True), every=20)
+    losses = loop.Losses(0.0, tasks[SINGLE](splits, 32, recipe).loader(splits.train, torch.device("cpu"), True), every=20)
     for step in range(5): losses.add((0, step, 0.1), torch.tensor(math.inf if step == 3 else 1.0))
     with pytest.raises(CourseError, match="epoch 1, step 4"): losses.look()
 
@@ -493,18 +586,18 @@ def test_lack_of_memory_says_what_to_lower(splits):
         def forward(self, x): return self.net(x) + torch.empty(2**52).sum()
 
     with pytest.raises(CourseError, match="raise accumulate, or lower batch_size"): fit(Greedy(), splits, Recipe(epochs=1), 32)
-    with pytest.raises(CourseError, match="out of memory on cuda"), train.advice(Recipe(), torch.device("cuda")):
+    with pytest.raises(CourseError, match="out of memory on cuda"), loop.advice(Recipe(), torch.device("cuda")):
         raise torch.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(RuntimeError, match="shapes"), train.advice(Recipe(), torch.device("cpu")): raise RuntimeError("shapes")
+    with pytest.raises(RuntimeError, match="shapes"), loop.advice(Recipe(), torch.device("cpu")): raise RuntimeError("shapes")
 
 
 def test_devices_and_precisions_that_are_not_there(monkeypatch):
-    with pytest.raises(CourseError, match="not here"): train.make_accelerator(Recipe(), "tpu")
+    with pytest.raises(CourseError, match="not here"): device.device_of("tpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(CourseError, match="device 'cuda'"): train.make_accelerator(Recipe(), "cuda")
-    with pytest.raises(CourseError, match="fp16 needs"): train.make_accelerator(Recipe(precision="fp16"), "cpu")
+    with pytest.raises(CourseError, match="device 'cuda'"): device.device_of("cuda")
+    with pytest.raises(CourseError, match="fp16 needs"), device.make_accelerator("fp16", "cpu"): pass
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    assert train.best_precision("cuda") == "fp16" and train.best_precision("mps") == "fp32"
+    assert device.best_precision("cuda") == "fp16" and device.best_precision("mps") == "fp32"
 
 
 def test_an_empty_training_split_is_refused(splits):
@@ -512,7 +605,7 @@ def test_an_empty_training_split_is_refused(splits):
 
 
 def test_a_batch_too_small_to_share_is_refused():
-    with pytest.raises(CourseError, match="3 cannot be shared by 4"): list(train.my_parts(3, Recipe(), 0, 4))
+    with pytest.raises(CourseError, match="3 cannot be shared by 4"): list(loop.micro_batches(3, Recipe(), 0, 4))
 
 
 def test_events_can_be_read_by_tensorboard(splits, tmp_path):
@@ -524,7 +617,7 @@ def test_events_can_be_read_by_tensorboard(splits, tmp_path):
 
 # ---- every network by name
 
-models.discover()
+networks.discover()
 ALL = [name for name in networks if "size" in signature(networks[name]).parameters]  # from scratch, in several sizes
 
 
@@ -578,13 +671,12 @@ def test_validation_images_can_be_learnt_from_too(splits):
 
 
 def test_a_learner_that_extends_another_has_the_options_of_both():
-    def first(model, splits, recipe, depth: int = 1, width: int = 2): return depth, width
+    def first(job, depth: int = 1, width: int = 2): return depth, width
 
     @extends(first)
-    def second(model, splits, recipe, width: int = 5, rate: float = 0.1, **more):
-        return first(model, splits, recipe, width=width, **more)
-    assert {p.name: p.default for p in own_options(second)} == dict(width=5, rate=0.1, depth=1)
-    assert second(None, None, None, depth=7) == (7, 5) and second.documented_in == (second, first)
+    def second(job, width: int = 5, rate: float = 0.1, **more): return first(job, width=width, **more)
+    assert {p.name: p.default for p in arguments_of(second)[1:]} == dict(width=5, rate=0.1, depth=1)
+    assert second(None, depth=7) == (7, 5) and second.documented_in == (second, first)
 
 
 def test_one_class_is_refused(splits):
@@ -596,8 +688,6 @@ def test_one_class_is_refused(splits):
 
 def test_forty_images_in_two_classes_with_the_defaults(tmp_path, capsys, splits):
     two = [i for i, target in enumerate(splits.train.targets) if target < 2][:40]
-    few = replace(splits, train=replace(splits.train.subset(two), classes=["a", "b"]), valid=splits.valid.subset([]),
-                  test=splits.test.subset([]), classes=["a", "b"])
     folder = tmp_path / "images"
     for i in two:
         from PIL import Image
@@ -616,7 +706,7 @@ def test_forty_images_in_two_classes_with_the_defaults(tmp_path, capsys, splits)
 def test_a_run_can_be_resumed_from_the_command_line(tmp_path, capsys, monkeypatch):
     words = ["train", "cnn", "--data", "streets?n=40&valid=10&test=5", "--size", "small", "--epochs", "3", "--batch-size", "10",
              "--input-size", "32", "--out"]
-    monkeypatch.setattr(train.Checkpoint, "due", lambda self: self.path is not None)
+    monkeypatch.setattr(loop.Checkpoint, "due", lambda self: True)
     assert main([*words, str(tmp_path / "whole")]) == 0
     take = Classification.loss
     calls = iter(range(10**6))
@@ -639,7 +729,7 @@ def test_the_list_of_models_shows_weights_and_input(capsys):
 
 KEEP = """
 import resource, torch
-from course_lib.training import keep_memory
+from course_lib.device import keep_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -663,8 +753,8 @@ def test_memory_is_kept_within_and_given_back_after():
 
 
 def test_elsewhere_memory_is_left_alone(monkeypatch):
-    monkeypatch.setattr(train.sys, "platform", "win32")
-    with train.keep_memory(): assert torch.ones(3).sum() == 3
+    monkeypatch.setattr(device.sys, "platform", "win32")
+    with device.keep_memory(): assert torch.ones(3).sum() == 3
 
 
 def test_runs_with_other_options_have_no_common_mean(tmp_path):
@@ -672,8 +762,8 @@ def test_runs_with_other_options_have_no_common_mean(tmp_path):
                                               about=dict(weights=7))
     write = lambda *runs: (tmp_path / "r.json").write_text(json.dumps(dict(runs=runs)))
     write(run(0, 0.8), run(1, 0.9))
-    found = train.recorded(tmp_path / "r.json")["m"]
+    found = recorded(tmp_path / "r.json")["m"]
     assert found["n"] == 2 and found["accuracy"] == pytest.approx(0.85) and found["sd"] == pytest.approx(0.05 * 2**0.5)
     assert found["seconds"] == 11 and found["weights"] == 7
     write(run(0, 0.8), run(1, 0.9, epochs=3))
-    with pytest.raises(CourseError, match="different options"): train.recorded(tmp_path / "r.json")
+    with pytest.raises(CourseError, match="different options"): recorded(tmp_path / "r.json")
