@@ -22,14 +22,17 @@ help: ## this list
 run: $(READY) ## run the course from beginning to end and print the leaderboard
 	$(BIN)/course notebooks run
 
-test: $(READY)-dev ## run all tests
+test: $(READY)-dev ## check the code (ruff, ty), then run all tests
+	$(BIN)/ruff check
+	$(BIN)/ty check
 	$(BIN)/python -m pytest
 
-lab: $(READY) ## open JupyterLab at the first notebook
+lab: $(READY) ## write the lessons to my-course/, where what you wrote stays, and open the first in JupyterLab
+	$(BIN)/course student my-course
 	@mkdir -p .venv/share/jupyter/lab/settings
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \
 	  > .venv/share/jupyter/lab/settings/overrides.json
-	$(BIN)/jupyter lab --LabApp.extension_manager=readonly $(firstword $(sort $(wildcard nbs/[0-9]*.ipynb)))
+	$(BIN)/jupyter lab --LabApp.extension_manager=readonly my-course/00_start.ipynb
 
 notebooks: $(READY)-dev ## maintainers: run the course and store its outputs in nbs/
 	$(BIN)/nbdev_export

@@ -12,7 +12,7 @@ from .predictors import network
 
 # %% ../nbs/06_cnn.ipynb #5d710ff0
 class ConvBlock(nn.Sequential):
-    """[B, in, S, S] to [B, out, S/2, S/2]: convolution, 2 x 2 max pooling, batch normalization, ReLU, dropout.
+    """[B, in, S, S] to [B, out, S/2, S/2]: convolution, max pooling, batch normalization, ReLU, dropout.
 
     Pooling comes before the rest, which then has a quarter of the work; it may change places with ReLU."""
     def __init__(self,
@@ -30,7 +30,7 @@ class ConvBlock(nn.Sequential):
         )
 
 # %% ../nbs/06_cnn.ipynb #8cced313
-BLOCK_WIDTHS = dict(small=16, base=32, large=64)  # channels of the first of four blocks; each has twice as many
+BLOCK_WIDTHS = dict(small=16, base=32, large=64)  # channels of the first block; the next have twice as many
 
 
 def of_size(
@@ -78,8 +78,7 @@ def cnn(
 
 # %% ../nbs/06_cnn.ipynb #c7675c09
 class Residual(nn.Module):
-    "x + f(x), then ReLU, with two convolutions in f: [B, C, S, S] to the same shape (He et al. 2016, "
-    "section 3.2)."
+    "x + f(x), then ReLU: [B, C, S, S] to the same shape, with two convolutions in f (He et al. 2016, 3.2)."
     def __init__(self,
         channels: int,
         skip: bool = True,  # the residual connection; without it f(x) alone, for comparison

@@ -4,30 +4,50 @@
 __all__ = ['join', 'in_order']
 
 # %% ../nbs/01j_combine.ipynb #5a01bb03
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 # %% ../nbs/01j_combine.ipynb #5a01bb04
 import numpy as np
 from .data import DETECTION, MULTI, SINGLE, Images
 
 # %% ../nbs/01j_combine.ipynb #c1a80e14
+@dataclass
+class _Joined:
+    "Reads the images of one split, then those of another."
+    first: Callable[[int], np.ndarray]   # reads an image of the first split
+    second: Callable[[int], np.ndarray]  # reads an image of the second split
+    length: int                          # of the first split
+
+    def __call__(self, i: int) -> np.ndarray:
+        return self.first(i) if i < self.length else self.second(i - self.length)
+
+
 def join(
     first: Images,
     second: Images,  # of the same classes and task
 ) -> Images:
     "Two splits as one."
-    both = lambda i: first.read(i) if i < len(first) else second.read(i - len(first))
-    return replace(first, names=first.names + second.names, targets=list(first.targets) + list(second.targets), read=both,
+    targets = [*first.targets, *second.targets]
+    read = _Joined(first.read, second.read, len(first))
+    return replace(first, names=first.names + second.names, targets=targets, read=read,
                    key=f"{first.key}+{second.key}")
 
-# %% ../nbs/01j_combine.ipynb #98414363
+# %% ../nbs/01j_combine.ipynb #5a01bb06
 def in_order(
     dataset: Images,
     classes: list[str],  # the same names in another order, as a model knows them
 ) -> Images:
     "The same images with their classes in this order."
     if list(dataset.classes) == list(classes): return dataset
-    place = np.array([list(classes).index(name) for name in dataset.classes])  # [K], the new number of each
-    new = {SINGLE: lambda target: int(place[target]), MULTI: lambda target: target[place.argsort()],
-           DETECTION: lambda target: dict(target, labels=place[target["labels"] - 1] + 1)}[dataset.task]
-    return replace(dataset, classes=list(classes), targets=[new(target) for target in dataset.targets])
+    place = np.array([list(classes).index(name) for name in dataset.classes])  # [K], their new numbers
+    targets = [_renumbered(target, place, dataset.task) for target in dataset.targets]
+    return replace(dataset, classes=list(classes), targets=targets)
+
+
+def _renumbered(target, place: np.ndarray, task: str):
+    "A target of any task, with the new numbers of the classes."
+    if task == SINGLE: return int(place[target])
+    if task == MULTI: return target[place.argsort()]
+    assert task == DETECTION
+    return dict(target, labels=place[target["labels"] - 1] + 1)  # labels count from 1

@@ -4,12 +4,11 @@
 __all__ = ['log', 'sources', 'readers', 'layouts', 'networks', 'models', 'formats', 'evaluators', 'progress', 'RESULT', 'BUNDLE',
            'CourseError', 'within', 'Registry', 'home_of', 'library_sources', 'load_plugins', 'import_file',
            'peak_memory', 'report', 'home', 'build_once', 'Bundle', 'checksum', 'digest', 'versions', 'save_bundle',
-           'writable_bundle', 'listed', 'open_bundle', 'open_model', 'model_in']
+           'writable_bundle', 'open_bundle', 'open_model', 'model_in']
 
 # %% ../nbs/00b_core.ipynb #65359c29
 import difflib
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -19,7 +18,10 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib import import_module
+from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.util import module_from_spec, spec_from_file_location
 from numbers import Real
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from tqdm import tqdm
 import course_lib
 
 # %% ../nbs/00b_core.ipynb #f32c7d3a
-log = logging.getLogger("course_lib")  # what the library has to say; silent where nobody listens, the command line does
+log = logging.getLogger("course_lib")  # for what the library has to say; the command line prints it
 
 
 class CourseError(Exception):
@@ -39,19 +41,21 @@ class CourseError(Exception):
 
 
 def within(
-    low: float,
-    high: float,
+    low: float,       # the smallest value allowed
+    high: float,      # the largest value allowed
     **values: float,  # by the names that the user knows
 ) -> None:
     "CourseError for a value outside low .. high, or that is not a number."
     for name, value in values.items():
-        if not (isinstance(value, Real) and low <= value <= high): raise CourseError(f"{name}={value}: use a number from {low:g} to {high:g}")
+        if isinstance(value, Real) and low <= value <= high: continue
+        raise CourseError(f"{name}={value}: use a number from {low:g} to {high:g}")
 
 # %% ../nbs/00b_core.ipynb #c3653525
 class Registry(dict):
     """Named things: a decorator adds one, and an unknown name is an error with suggestions.
 
-    A name that is not there yet is looked for in the library's source, then in plug-ins: a mistyped one imports no module."""
+    A name that is not there yet is looked for in the library's source, then in plug-ins.
+    A mistyped name imports no module of the library."""
 
     def __init__(self,
         kind: str,    # what the names stand for, as it appears in errors: 'model'
@@ -59,7 +63,8 @@ class Registry(dict):
     ):
         super().__init__()
         self.kind = kind
-        self.pattern = re.compile(rf"^@?(?:{'|'.join(map(re.escape, marks))})\(\"([^\"]+)\"", re.MULTILINE) if marks else None
+        decorator = "|".join(map(re.escape, marks))
+        self.pattern = re.compile(rf'^@?(?:{decorator})\("([^"]+)"', re.MULTILINE) if marks else None
 
     def register(self,
         name: str,  # the name users will type
@@ -71,7 +76,7 @@ class Registry(dict):
         return add
 
     def add(self,
-        name: str,
+        name: str,  # the name users will type
         thing,      # what it stands for; another thing of that name is replaced, with a warning
     ) -> None:
         "File `thing` under `name`."
@@ -82,7 +87,8 @@ class Registry(dict):
     def homes(self) -> dict[str, str]:
         "For each name that the library defines, its module: read from the source, without importing it."
         if not self.pattern: return {}
-        return {name: module for module, text in library_sources().items() for name in self.pattern.findall(text)}
+        texts = library_sources()
+        return {name: module for module, text in texts.items() for name in self.pattern.findall(text)}
 
     def names(self) -> list[str]:
         "All names, sorted: of the library, of plug-ins, and what else was registered."
@@ -90,14 +96,14 @@ class Registry(dict):
         return sorted({*self, *self.homes()})
 
     def discover(self) -> "Registry":
-        "Itself, with all its things in it: imports the modules that define them."
+        "The registry itself, complete: imports every module and plug-in that defines one of its names."
         load_plugins()
-        for module in sorted(set(self.homes().values())): importlib.import_module(f"course_lib.{module}")
+        for module in sorted(set(self.homes().values())): import_module(f"course_lib.{module}")
         return self
 
     def __missing__(self, name):
         home = self.homes().get(name)
-        if home: importlib.import_module(f"course_lib.{home}")
+        if home: import_module(f"course_lib.{home}")
         else: load_plugins()
         if name in self: return self[name]
         close = difflib.get_close_matches(str(name), self.names(), n=1, cutoff=0.5)
@@ -120,38 +126,56 @@ def library_sources() -> dict[str, str]:
 
 @cache
 def load_plugins() -> None:
-    "Import, once, what installed packages name as entry points of the group `course_lib`. CourseError if one fails."
+    "Import, once, the entry points `course_lib` of installed packages. CourseError if one fails."
     for plugin in entry_points(group="course_lib"):
         try: plugin.load()
         except Exception as why:  # a plug-in may fail in any way
-            raise CourseError(f"the plug-in '{plugin.name}' ({plugin.value}) cannot be imported: {why}") from why
+            name = f"'{plugin.name}' ({plugin.value})"
+            raise CourseError(f"the plug-in {name} cannot be imported: {why}") from why
 
-
+# %% ../nbs/00b_core.ipynb #3b1e78f3
 def import_file(
     path: Path,  # of a Python file that registers something
 ) -> None:
-    "Import a plug-in by its path, as `course --import FILE` does. CourseError if that fails."
+    "Import a plug-in by its path, as `course --import FILE` does. CourseError if that cannot be done."
     path = Path(path).expanduser().resolve()
     if not path.is_file(): raise CourseError(f"nothing to import: there is no file '{path}'")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = spec_from_file_location(path.stem, path)
     if spec is None: raise CourseError(f"'{path}' is no Python file: its name must end in .py")
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    other = PathFinder.find_spec(path.stem)
+    taken = other and other.origin and Path(other.origin).resolve() != path
+    if taken or path.stem in sys.builtin_module_names:
+        raise CourseError(f"'{path}' has the name of another Python module: rename the file")
+    module = sys.modules[path.stem] = module_from_spec(spec)
     try: spec.loader.exec_module(module)
-    except Exception as why:  # as above
+    except Exception as why:  # it may fail in any way
         del sys.modules[path.stem]
         raise CourseError(f"'{path}' cannot be imported ({type(why).__name__}: {why})") from why
 
-# %% ../nbs/00b_core.ipynb #9f129a2c
-sources = Registry("path or data set", "sources.register", "downloadable")  # name -> function(seed, **options): Splits
-readers = Registry("reader", "readers.register")            # "path" -> function(path, seed, **options): Splits
-layouts = Registry("layout", "layouts.register")            # name -> how files are laid out: see `layouts.Layout`
-networks = Registry("network", "network")                   # name -> function(classes, **arguments): an nn.Module
-models = Registry("model", "models.register", "network")    # name -> function(splits, **options): a trained predictor
-formats = Registry("model format", "formats.register")      # name -> function(bundle): the predictor in it
-evaluators = Registry("task to evaluate", "evaluators.register")  # task -> function(predictor, dataset): scores
+# %% ../nbs/00b_core.ipynb #1bf3ce1a
+# name -> function(seed, **options): Splits
+sources = Registry("path or data set", "sources.register", "downloadable")
 
-# %% ../nbs/00b_core.ipynb #3b1e78f3
-progress = partial(tqdm, delay=2, leave=False, dynamic_ncols=True)  # as tqdm; `TQDM_DISABLE=1` switches all bars off
+# "path" -> function(path, seed, **options): Splits
+readers = Registry("reader", "readers.register")
+
+# name -> how files are laid out: see `layouts.Layout`
+layouts = Registry("layout", "layouts.register")
+
+# name -> function(classes, **arguments): an nn.Module
+networks = Registry("network", "network")
+
+# name -> function(splits, **options): a trained predictor
+models = Registry("model", "models.register", "network")
+
+# name -> function(bundle): the predictor in it
+formats = Registry("model format", "formats.register")
+
+# task -> function(predictor, dataset): scores
+evaluators = Registry("task to evaluate", "evaluators.register")
+
+# %% ../nbs/00b_core.ipynb #d4fbfa79
+progress = partial(tqdm, delay=2, leave=False, dynamic_ncols=True)  # `TQDM_DISABLE=1` switches all bars off
 
 # %% ../nbs/00b_core.ipynb #57ab41db
 RESULT = "application/vnd.course.result+json"
@@ -167,23 +191,31 @@ def peak_memory() -> int:
 
 
 def report(
-    **results: float,  # what the notebook measured, as plain numbers; the names are the tests' and the leaderboard's
+    **results: float,  # what the notebook measured; tests and leaderboard know it by these names
 ) -> None:
-    "Show measured results and store them as data in the notebook, with its peak memory in MB and the seconds since its kernel started."
+    """Show measured results and store them as data in the notebook.
+
+    It adds `seconds` since the kernel started and `memory_mb`, the process's peak memory in MB."""
     from IPython.display import display
     cost = dict(seconds=round(time.time() - psutil.Process().create_time(), 1), memory_mb=peak_memory())
-    plain = {name: getattr(value, "item", lambda v=value: v)() for name, value in results.items()}
-    width = max(map(len, [*plain, *cost]))
-    show = lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
-    text = "\n".join(f"{name:<{width}}  {show(value)}" for name, value in {**plain, **cost}.items())
-    display({RESULT: dict(results=plain, cost=cost), "text/plain": text}, raw=True)
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in results.items()}
+    shown = {**plain, **cost}
+    width = max(map(len, shown))
+    lines = [f"{name:<{width}}  {_rounded(value)}" for name, value in shown.items()]
+    display({RESULT: dict(results=plain, cost=cost), "text/plain": "\n".join(lines)}, raw=True)
+
+
+def _rounded(value) -> str:
+    "A number as text, with four significant digits if it is a float."
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 # %% ../nbs/00b_core.ipynb #2f80035b
 def home() -> Path:
-    "The folder for downloads and caches: `$COURSE_HOME`, else `datasets/` of the checkout, else the user's cache folder."
-    checkout = Path(course_lib.__file__).resolve().parent.parent
+    "Where downloads and caches are: `$COURSE_HOME`, `datasets/` of the checkout, or the user's cache folder."
     if named := os.environ.get("COURSE_HOME"): return Path(named).expanduser()
-    if (checkout / "settings.ini").is_file() and (checkout / "datasets").is_dir(): return checkout / "datasets"
+    checkout = Path(course_lib.__file__).resolve().parent.parent
+    datasets = checkout / "datasets"
+    if (checkout / "settings.ini").is_file() and datasets.is_dir(): return datasets
     return Path(user_cache_dir("course_lib"))
 
 
@@ -191,7 +223,7 @@ def build_once(
     path: Path,   # the file to make
     write,        # write(temporary_path) makes its content; called only when `path` does not exist
 ) -> Path:
-    "`path`, made by `write` if it was not there: whole or not at all, by one process while others wait."
+    "`path`. If it does not exist, `write` makes it, atomically, in one process while others wait."
     path = Path(path)
     if path.exists(): return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,7 +257,7 @@ def checksum(
 
 # %% ../nbs/00b_core.ipynb #0082b3a6
 def digest(
-    meta: dict,  # the content of a model.json; its own digest does not count
+    meta: dict,  # the content of a model.json; an entry `digest` in it is left out
 ) -> str:
     "The sha256 of a description, whatever the order and the spacing of its entries."
     told = {name: value for name, value in json.loads(json.dumps(meta)).items() if name != "digest"}
@@ -248,14 +280,17 @@ def save_bundle(
     meta: dict,    # architecture, format, classes, task, input_size, and whatever else describes the model
     write,         # write(folder) puts the model's files there
 ) -> Path:
-    "Write a bundle, whole or not at all: it is put together beside `folder` and renamed at the end."
+    "Write a bundle atomically: beside `folder`, then renamed. CourseError as from `writable_bundle`."
     folder = writable_bundle(folder)
-    part, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
+    part = folder.with_name(f".{folder.name}.part")
+    old = folder.with_name(f".{folder.name}.old")
     for leftover in (part, old): shutil.rmtree(leftover, ignore_errors=True)
     part.mkdir(parents=True)
     write(part)
-    whole = {"bundle": BUNDLE, **meta, "files": {path.name: checksum(path) for path in sorted(part.iterdir())}}
-    (part / "model.json").write_text(json.dumps({**whole, "digest": digest(whole)}, indent=2), encoding="utf-8")
+    checksums = {path.name: checksum(path) for path in sorted(part.iterdir())}
+    whole = {"bundle": BUNDLE, **meta, "files": checksums}
+    whole["digest"] = digest(whole)
+    (part / "model.json").write_text(json.dumps(whole, indent=2), encoding="utf-8")
     if folder.exists(): folder.rename(old)
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -265,65 +300,77 @@ def save_bundle(
 def writable_bundle(
     folder: Path,  # where a bundle is going to be saved
 ) -> Path:
-    "The whole path of `folder`, if a bundle can be saved there; CourseError otherwise. Ask before a long training run."
+    """The absolute path of `folder`, if a bundle can be saved there. Ask before a long training run.
+
+    CourseError for a file, for a folder that holds anything but a bundle, and where writing fails."""
     folder = Path(folder).expanduser().resolve()
     if folder.is_file(): raise CourseError(f"'{folder}' is a file: choose another folder for the bundle")
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if inside and not (ours := listed(folder)):
+    if inside and not (ours := _listed(folder)):
         raise CourseError(f"'{folder}' holds other files and is not a bundle: choose a new or empty folder")
     if inside and (others := sorted(inside - ours)):
-        raise CourseError(f"'{folder}' is a bundle with other files in it ({others[0]}), which would be lost: choose another folder")
-    try: (trial := folder.with_name(f".{folder.name}.part")).mkdir(parents=True, exist_ok=True)
-    except OSError as why: raise CourseError(f"nothing can be written beside '{folder}' ({why.strerror}): choose another folder") from None
+        raise CourseError(f"'{folder}' is a bundle with other files in it ({others[0]}), "
+                          "which would be lost: choose another folder")
+    trial = folder.with_name(f".{folder.name}.part")
+    try: trial.mkdir(parents=True, exist_ok=True)
+    except OSError as why:
+        raise CourseError(f"nothing can be written beside '{folder}' ({why.strerror}): "
+                          "choose another folder") from None
     shutil.rmtree(trial, ignore_errors=True)
     return folder
 
 
-def listed(
+def _listed(
     folder: Path,  # perhaps a bundle
 ) -> set[str]:
-    "The names of the files that belong to a bundle, whole or damaged; none if the folder is something else."
+    "The files that belong to a bundle, even to a damaged one; none if the folder is something else."
     try: meta = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError): return set()
     if not isinstance(meta, dict) or "bundle" not in meta: return set()
     return {"model.json", *(meta["files"] if isinstance(meta.get("files"), dict) else ())}
 
-# %% ../nbs/00b_core.ipynb #984cc96b
+# %% ../nbs/00b_core.ipynb #260465a5
 def open_bundle(
     folder: Path,  # a folder written by `save_bundle`
 ) -> Bundle:
-    "The bundle in `folder`, checked; executes nothing. CourseError if it is foreign, truncated, altered or too new."
+    "The bundle in `folder`, checked; executes nothing. CourseError if it is foreign, altered or too new."
     folder = Path(folder)
-    refuse = lambda why: CourseError(f"'{folder}' is not a usable bundle: {why}")
+    def refuse(why): return CourseError(f"'{folder}' is not a usable bundle: {why}")
+    again = "copy or train it again"
     if not folder.is_dir(): raise refuse("there is no such folder; `course train` makes one")
     if not (folder / "model.json").is_file(): raise refuse("it has no model.json; `course train` makes one")
     try: meta = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    except (ValueError, RecursionError): raise refuse("its model.json is damaged; copy or train it again") from None
-    if not isinstance(meta, dict) or "bundle" not in meta: raise refuse("its model.json was written by another program")
-    if meta["bundle"] != BUNDLE: raise refuse(f"its layout is version {meta['bundle']}, this library reads {BUNDLE}")
-    if missing := [key for key in _REQUIRED if key not in meta]: raise refuse(f"model.json lacks {', '.join(missing)}")
-    if digest(meta) != meta["digest"]: raise refuse("its model.json was altered; copy or train it again")
-    if not isinstance(meta["files"], dict): raise refuse("its list of files is damaged; copy or train it again")
+    except (ValueError, RecursionError): raise refuse(f"its model.json is damaged; {again}") from None
+    if not isinstance(meta, dict) or "bundle" not in meta:
+        raise refuse("its model.json was written by another program")
+    if meta["bundle"] != BUNDLE:
+        raise refuse(f"its layout is version {meta['bundle']}, this library reads {BUNDLE}")
+    missing = [key for key in _REQUIRED if key not in meta]
+    if missing: raise refuse(f"model.json lacks {', '.join(missing)}")
+    if digest(meta) != meta["digest"]: raise refuse(f"its model.json was altered; {again}")
+    if not isinstance(meta["files"], dict): raise refuse(f"its list of files is damaged; {again}")
     for name, expected in meta["files"].items():
         if Path(name).name != name: raise refuse(f"it names a file outside the bundle: {name}")
         if not (folder / name).is_file(): raise refuse(f"{name} is missing; copy it again")
-        if checksum(folder / name) != expected: raise refuse(f"{name} is truncated or was altered; copy it again")
+        if checksum(folder / name) != expected:
+            raise refuse(f"{name} is truncated or was altered; copy it again")
     return Bundle(folder, meta)
 
-# %% ../nbs/00b_core.ipynb #260465a5
+# %% ../nbs/00b_core.ipynb #6c98586c
 def open_model(
     folder: Path,  # a bundle
 ):
-    "The trained predictor in a bundle, ready to use, whoever made it. CourseError if there is none to be had."
+    "The trained predictor in a bundle, whatever its architecture. CourseError if the bundle is unusable."
     return model_in(open_bundle(folder))
 
 
 def model_in(
     bundle: Bundle,  # from `open_bundle`
 ):
-    "The same from a bundle that is open already."
+    "The trained predictor in an opened bundle. CourseError if no model can be made of it."
     try: return formats[bundle.meta["format"]](bundle)
     except CourseError: raise
     except Exception as error:  # a description that somebody made up may fail anywhere
-        raise CourseError(f"'{bundle.folder}' is not a usable bundle: no model can be made of it ({type(error).__name__}: "
-                          f"{next(iter(str(error).splitlines()), '')})") from error
+        first_line = next(iter(str(error).splitlines()), "")
+        raise CourseError(f"'{bundle.folder}' is not a usable bundle: no model can be made of it "
+                          f"({type(error).__name__}: {first_line})") from error

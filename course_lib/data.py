@@ -88,10 +88,11 @@ def assign(
     valid: float = 0.15,          # share of the validation split, 0..1
     test: float = 0.15,           # share of the test split, 0..1
 ) -> dict[str, str]:              # digest -> 'train' | 'valid' | 'test'
-    """Which split each image belongs to. An image's number decides: below `test` it is a test image, and so on.
+    """The split of each image. The number that it draws decides: below `test` it is a test image, and so on.
 
-    Then, rarest class first, a split that lacks the class gets its nearest image among those that can be spared:
-    each split, in the order train, valid, test, keeps the image of the class that has its smallest number."""
+    Then, rarest class first, a split that lacks the class gets its nearest image among those that can be
+    spared. Each split, in the order train, valid, test, keeps its own image of the class that drew the
+    smallest number."""
     draws = {digest: uniform(digest, seed) for digest in labels}
     ranges = dict(test=(0, test), valid=(test, test + valid), train=(test + valid, 1))
     ranges = {split: (low, high) for split, (low, high) in ranges.items() if high > low}
@@ -201,7 +202,8 @@ def __getattr__(name):  # for a while: names that have moved to `specs` and `com
     import importlib
     for module in ("specs", "combine"):
         if module == "combine" and name not in ("join", "in_order"): break
-        if hasattr(found := importlib.import_module(f"course_lib.{module}"), name): return getattr(found, name)
+        found = importlib.import_module(f"course_lib.{module}")
+        if hasattr(found, name): return getattr(found, name)
     raise AttributeError(name)
 
 # %% ../nbs/01_data.ipynb #18d48728
@@ -231,7 +233,7 @@ def pixels(
     size: int,          # side of the square, in pixels
     fit: str = "crop",  # 'crop': shorter side to `size`, then the centre; 'squash': both sides to `size`
 ) -> np.ndarray:        # uint8 [N, size, size, 3], memory-mapped, read only
-    "The whole split at one size. Each image is decoded once; later calls read the file that the first one made."
+    "The whole split at one size. Each image is decoded once; later calls read the file that the first made."
     if not len(dataset): return np.zeros((0, size, size, 3), np.uint8)
     key = sha1(f"{dataset.key}:{size}:{fit}".encode()).hexdigest()[:20]
 
@@ -297,7 +299,7 @@ class Order:
 
 # %% ../nbs/01_data.ipynb #b26a0d95
 class Batches(Order):
-    "Batches of a split from its cache: images uint8 [B, 3, S, S] and targets [B] or [B, K]; each pass is an epoch."
+    "Batches of a split from its cache: images uint8 [B, 3, S, S], targets [B] or [B, K]; one pass, one epoch."
 
     def __init__(self,
         dataset: Images,        # of a single-label or multi-label task

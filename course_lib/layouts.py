@@ -21,10 +21,10 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 from .core import CourseError, layouts, progress, readers
-from .data import (DETECTION, FLAGS, MULTI, NAMES, SINGLE, SPLITS, SUFFIXES, Finding, Images,
-                             Object, Splits, assign, decode, detection_target, error, note, parse_options,
-                             warning)
+from .data import DETECTION, MULTI, NAMES, SINGLE, SUFFIXES, Images, Splits, assign, decode
 from .files import Files, Record, index, suffix
+from .specs import (FLAGS, SPLITS, Finding, Object, detection_target, error, note, parse_options,
+                              warning)
 
 # %% ../nbs/01c_layouts.ipynb #c7143425
 @dataclass(frozen=True)
@@ -448,7 +448,7 @@ def _targets(found: Survey, items: list[Item]) -> list:
 def _content(item: Item) -> tuple:
     "What a split's key is made of: another image or another annotation, another key."
     objects = [(thing.name, thing.box, *(getattr(thing, flag) for flag in FLAGS)) for thing in item.objects]
-    labels = [(name, (), False, False, False) for name in item.labels]  # in this form: caches are named after it
+    labels = [(name, (), False, False, False) for name in item.labels]  # as caches have always been named
     return item.record.digest, item.label, objects + labels
 
 # %% ../nbs/01c_layouts.ipynb #255e5cd9

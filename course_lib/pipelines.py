@@ -17,7 +17,7 @@ from sklearn.tree import DecisionTreeClassifier
 from skops import io as skops
 from .core import Bundle, CourseError, formats, home_of, save_bundle, versions
 from .data import SINGLE, resize
-from .evaluation import scores
+from .evaluation import decision_scores
 
 # %% ../nbs/04c_pipelines.ipynb #5c870abf
 @dataclass
@@ -38,7 +38,7 @@ class Shallow:
             raise CourseError(f"images must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
         if not len(images): return np.zeros((0, len(self.classes)))
         if images.shape[1:3] != (self.size, self.size): images = np.stack([resize(i, self.size) for i in images])
-        return scores(self.pipeline, images, len(self.classes))
+        return decision_scores(self.pipeline, images, len(self.classes))
 
     def predict_proba(self,
         images: np.ndarray,  # uint8 [B, H, W, 3]; other sizes are resized

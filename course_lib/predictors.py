@@ -114,8 +114,11 @@ def load_weights(
 ):
     "The predictor in a bundle. CourseError if its architecture is unknown or its weights do not fit."
     meta = bundle.meta
+    try: build = networks[meta["architecture"]]
+    except CourseError as why:
+        raise CourseError(f"'{bundle.folder}': {why}; if the network is your own, import its file first: `course --import FILE ...`") from None
     try:
-        model = networks[meta["architecture"]](len(meta["classes"]), **meta["network"])
+        model = build(len(meta["classes"]), **meta["network"])
         model.load_state_dict(load_file(bundle.folder / "weights.safetensors"))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return wrap(model.to(device, memory_format=torch.channels_last).eval(), meta)

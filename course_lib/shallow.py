@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from .core import CourseError, models, progress, within
 from .device import fast_type, threads
 from .data import Splits, pixels
-from .evaluation import scores, single_label, temperature
+from .evaluation import decision_scores, single_label, temperature
 from .pipelines import Shallow
 from .features import Features
 
@@ -154,7 +154,7 @@ def fit_best(
     with threads(A.size):
         for name, model in progress(found.items(), "choosing", unit="model"):
             with parallel_config(n_jobs=-1): model.fit(A[:n], y[:n])  # predicting with one: the order of sums matters
-            held_out = scores(model, A[n:], K)                                         # [N - n, K]
+            held_out = decision_scores(model, A[n:], K)                                         # [N - n, K]
             accuracy[name] = float((held_out.argmax(1) == y[n:]).mean())
             if best is None or accuracy[name] > accuracy[best]: best, best_scores = name, held_out
         with parallel_config(n_jobs=-1): model = clone(found[best]).fit(A, y) if refit else found[best]

@@ -1,8 +1,7 @@
-"Images, splits, caches and layouts: what `course_lib.data` promises, and that breaking it is noticed."
-import io
-import json
+"Images, splits, caches and layouts: what `load` and the rooms behind it promise, and that breaking it is noticed."
 import multiprocessing
 import os
+import pickle
 import random
 import time
 from dataclasses import replace
@@ -11,13 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
-from course_lib import data
-from course_lib.core import CourseError
+from course_lib import combine, data, doctor, files, layouts, specs
+from course_lib.core import CourseError, sources
 from making import bomb, class_folders, coco, encoded, png16, put, scene, voc, zipped
 
 SHARES = dict(valid=0.15, test=0.15)
@@ -85,7 +84,7 @@ def test_every_format_becomes_rgb(name):
     image = data.decode(file)
     assert image.dtype == np.uint8 and image.shape == expected.shape and image.flags.c_contiguous
     assert np.abs(image.astype(int) - expected).max() <= tolerance
-    record = data.look(file)
+    record = files.look(file)
     assert (record.problem, record.height, record.width) == ("", *expected.shape[:2])
 
 
@@ -121,7 +120,7 @@ def test_images_smaller_than_the_shift_are_moved_less():
                                   encoded(RGB, "jpeg", quality=100, subsampling=0, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff ?")])
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_nonsense_in_exif_does_no_harm(file):
-    assert data.look(file).problem == "" and np.abs(data.decode(file).astype(int) - RGB).max() < 20
+    assert files.look(file).problem == "" and np.abs(data.decode(file).astype(int) - RGB).max() < 20
 
 
 JPEG, PNG = encoded(RGB, "jpeg", quality=90), encoded(RGB)
@@ -132,37 +131,38 @@ UNREADABLE = {"zero bytes": b"", "text": b"no image", "half a jpeg": JPEG[:len(J
 
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_what_cannot_be_read_has_a_problem_and_raises_oserror(name):
-    assert data.look(UNREADABLE[name]).problem
+    assert files.look(UNREADABLE[name]).problem
     with pytest.raises(OSError): data.decode(UNREADABLE[name])
 
 
 def test_equal_pixels_have_equal_digests_in_every_format():
-    assert {data.look(file).digest for file, expected, most in FORMATS.values() if expected is RGB and not most} == {
-        data.describe(RGB).digest}
-    assert data.describe(RGB).digest != data.describe(RGB[:, ::-1].copy()).digest
+    assert {files.look(file).digest for file, expected, most in FORMATS.values() if expected is RGB and not most} == {
+        files.describe(RGB).digest}
+    assert files.describe(RGB).digest != files.describe(RGB[:, ::-1].copy()).digest
     flat = np.zeros((4, 9, 3), np.uint8)
-    assert data.describe(flat).digest != data.describe(flat.reshape(9, 4, 3)).digest  # the shape counts too
+    assert files.describe(flat).digest != files.describe(flat.reshape(9, 4, 3)).digest  # the shape counts too
 
 
 # splits
 
 def made_up(labels, task="folder"):
     "A survey without files; labels: {digest: class, or classes where the task is detection}."
-    thing = lambda name: data.Object(name, (0, 0, 5, 5))
-    described = lambda digest: data.Record(digest, 9, 9)
-    items = [data.Item(f"{i}.png", label=label, record=described(digest)) if task == "folder" else
-             data.Item(f"{i}.png", objects=tuple(map(thing, label)), record=described(digest))
+    thing = lambda name: specs.Object(name, (0, 0, 5, 5))
+    described = lambda digest: files.Record(digest, 9, 9)
+    items = [layouts.Item(f"{i}.png", label=label, record=described(digest)) if task == "folder" else
+             layouts.Item(f"{i}.png", objects=tuple(map(thing, label)), record=described(digest))
              for i, (digest, label) in enumerate(labels.items())]
-    classes = sorted({name for item in items for name in item.labels})
-    return data.Survey(SimpleNamespace(root="made-up"), task, items, classes)
+    classes = sorted({name for item in items for name in item.classes})
+    kind = data.SINGLE if task == "folder" else data.DETECTION
+    return layouts.Survey(SimpleNamespace(root="made-up"), task, kind, items, classes)
 
 
-def splitting(found, seed=0): return {i.record.digest: i.split for i in data.split_items(found, seed, **SHARES)}
+def splitting(found, seed=0): return {i.record.digest: i.split for i in layouts.split_items(found, seed, **SHARES)}
 
 
 def covered(found, seed=0):
     "The (class, split) pairs that have an image."
-    return {(label, i.split) for i in data.split_items(found, seed, **SHARES) for label in i.labels}
+    return {(label, i.split) for i in layouts.split_items(found, seed, **SHARES) for label in i.classes}
 
 
 SIZES = st.lists(st.integers(3, 40), min_size=2, max_size=6)
@@ -180,7 +180,7 @@ def test_every_class_is_in_every_split(sizes, seed, salt):
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_class_of_fewer_than_three_images_is_refused(n):
-    with pytest.raises(CourseError, match="class 1"): data.split_items(single([20, n]), 0, **SHARES)
+    with pytest.raises(CourseError, match="class 1"): layouts.split_items(single([20, n]), 0, **SHARES)
 
 
 @pytest.mark.parametrize("rare", [3, 4, 6])
@@ -228,7 +228,7 @@ def test_copies_stay_together(sizes, seed, draw):
     copies = [replace(item, name=f"copy of {item.name}", label=draw.draw(st.sampled_from(found.classes)))
               for item in found.items[::3]]
     sides = {}
-    try: items = data.split_items(replace(found, items=[*copies, *found.items]), seed, **SHARES)
+    try: items = layouts.split_items(replace(found, items=[*copies, *found.items]), seed, **SHARES)
     except CourseError: return assume(False)  # copies in other classes may leave a small one without enough of its own
     for item in items: assert sides.setdefault(item.record.digest, item.split) == item.split
 
@@ -245,7 +245,7 @@ def test_shares_and_seeds():
 def test_given_splits_are_kept(given_splits):
     found = single([60, 60])
     items = [replace(item, split=given_splits[i % len(given_splits)]) for i, item in enumerate(found.items)]
-    after = data.split_items(replace(found, items=items), 0, **SHARES)
+    after = layouts.split_items(replace(found, items=items), 0, **SHARES)
     for before, item in zip(items, after):
         carved = before.split == "train" and item.split not in given_splits
         assert item.split == before.split or carved
@@ -258,10 +258,10 @@ def names_by_split(splits): return {name: sorted(splits[name].names) for name in
 def test_renaming_files_does_not_change_the_split(tmp_path):
     folder = class_folders(tmp_path / "data", n=20)
     before = data.load(folder)
-    digests = {name: {data.describe(before[name].read(i)).digest for i in range(len(before[name]))} for name in data.NAMES}
+    digests = {name: {files.describe(before[name].read(i)).digest for i in range(len(before[name]))} for name in data.NAMES}
     for n, file in enumerate(sorted(folder.rglob("*.png"), reverse=True)): file.rename(file.with_name(f"ü {n} 猫.PNG"))
     after = data.load(folder)
-    assert digests == {name: {data.describe(after[name].read(i)).digest for i in range(len(after[name]))} for name in data.NAMES}
+    assert digests == {name: {files.describe(after[name].read(i)).digest for i in range(len(after[name]))} for name in data.NAMES}
 
 
 def test_a_copy_in_another_format_stays_on_its_side(tmp_path):
@@ -314,7 +314,7 @@ def test_voc_lists_under_all_their_names(names, tmp_path):
 def test_bad_options_are_one_line(spec, tmp_path):
     "The same line from `load` and from `check`."
     texts = set()
-    for act in (data.load, data.check):
+    for act in (data.load, doctor.check):
         with pytest.raises(CourseError) as caught: act(f"{class_folders(tmp_path / 'data')}{spec}")
         texts.add(str(caught.value))
     assert len(texts) == 1 and "\n" not in texts.pop()
@@ -322,15 +322,15 @@ def test_bad_options_are_one_line(spec, tmp_path):
 
 def test_check_heeds_the_options_that_load_takes(tmp_path):
     folder = voc(tmp_path / "data")
-    assert data.check(f"{folder}?view=multi&seed=3&valid=0.2").task == data.load(f"{folder}?view=multi").task == data.MULTI
-    assert data.survey(data.fix(f"{folder}?view=multi", tmp_path / "out")).task == data.MULTI
+    assert doctor.check(f"{folder}?view=multi&seed=3&valid=0.2").task == data.load(f"{folder}?view=multi").task == data.MULTI
+    assert layouts.survey(doctor.fix(f"{folder}?view=multi", tmp_path / "out")).task == data.MULTI
     uneven = class_folders(tmp_path / "uneven", n=3)
     for i in range(3, 9): put(uneven / "cat" / f"{i}.png", encoded(scene(i)))
-    data.split_items(data.survey(uneven), 7, valid=0.3, test=0.3)
+    layouts.split_items(layouts.survey(uneven), 7, valid=0.3, test=0.3)
     given = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "split_items", lambda found, seed, **shares: given.append((seed, shares)))
-        data.check(f"{uneven}?seed=7&valid=0.3&test=0.3")
+        patch.setattr(doctor, "split_items", lambda found, seed, **shares: given.append((seed, shares)))
+        doctor.check(f"{uneven}?seed=7&valid=0.3&test=0.3")
     assert given == [(7, dict(valid=0.3, test=0.3))]
 
 
@@ -338,14 +338,14 @@ def test_check_heeds_the_options_that_load_takes(tmp_path):
 def test_a_data_set_wins_over_a_folder_of_its_name(known, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     class_folders(tmp_path / "streets")
-    data.sources.discover()
+    sources.discover()
     if not known:
-        monkeypatch.delitem(data.sources, "streets")
-        monkeypatch.setattr(type(data.sources), "__missing__", lambda self, name: lambda **_: streets)
+        monkeypatch.delitem(sources, "streets")
+        monkeypatch.setattr(type(sources), "__missing__", lambda self, name: lambda **_: streets)
     streets = data.load("streets?n=30") if known else made_up_splits()
-    assert (data.load("streets?n=30").classes, data.check("streets?n=30").counts.keys()) == (streets.classes, set(streets.classes))
-    assert streets.classes != ["cat", "dog"] == data.load("./streets").classes == list(data.check("./streets").counts)
-    with pytest.raises(CourseError): data.fix("streets", tmp_path / "out")
+    assert (data.load("streets?n=30").classes, doctor.check("streets?n=30").counts.keys()) == (streets.classes, set(streets.classes))
+    assert streets.classes != ["cat", "dog"] == data.load("./streets").classes == list(doctor.check("./streets").counts)
+    with pytest.raises(CourseError): doctor.fix("streets", tmp_path / "out")
 
 
 def made_up_splits():
@@ -357,14 +357,14 @@ def made_up_splits():
 @pytest.mark.parametrize("spec", ["", "?test=0.2"])
 def test_an_empty_spec_is_not_the_current_folder(spec, tmp_path, monkeypatch):
     monkeypatch.chdir(class_folders(tmp_path / "data"))
-    for act in (data.load, data.check, lambda spec: data.fix(spec, tmp_path / "out")):
+    for act in (data.load, doctor.check, lambda spec: doctor.fix(spec, tmp_path / "out")):
         with pytest.raises(CourseError, match="no name"): act(spec)
 
 
 @pytest.mark.parametrize("spec", ["nowhere/at/all", "~nobody/x", "/" + "x" * 5000, "x/a\0b", "cifar11", "no.json", "cifar10?name=x"])
 def test_specs_that_name_nothing_are_one_line(spec, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for act in (data.load, data.check):
+    for act in (data.load, doctor.check):
         with pytest.raises(CourseError): act(spec)
 
 
@@ -373,8 +373,8 @@ def test_specs_that_name_nothing_are_one_line(spec, tmp_path, monkeypatch):
 @pytest.fixture
 def looks(monkeypatch):
     "How often an image was looked at."
-    count, look = [], data.look
-    monkeypatch.setattr(data, "look", lambda content: count.append(1) or look(content))
+    count, look = [], files.look
+    monkeypatch.setattr(files, "look", lambda content: count.append(1) or look(content))
     return count
 
 
@@ -382,14 +382,14 @@ def looks(monkeypatch):
 def two_versions(request, tmp_path):
     "A data set and a function that changes one image of it, not the file's size, and sets its time back."
     folder = class_folders(tmp_path / "data", n=6)
-    files = [put(folder / name / "same size.bmp", encoded(scene(77 + i), "bmp")) for i, name in enumerate(("cat", "dog"))]
+    paths = [put(folder / name / "same size.bmp", encoded(scene(77 + i), "bmp")) for i, name in enumerate(("cat", "dog"))]
     path = folder if request.param == "folder" else zipped(folder, tmp_path / "data.zip")
 
     def change():
-        before = os.stat(files[0])
-        files[0].write_bytes(encoded(scene(99), "bmp"))
-        os.utime(files[0], ns=(before.st_atime_ns, before.st_mtime_ns))
-        assert files[0].stat().st_size == before.st_size
+        before = os.stat(paths[0])
+        paths[0].write_bytes(encoded(scene(99), "bmp"))
+        os.utime(paths[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert paths[0].stat().st_size == before.st_size
         if request.param == "zip": zipped(folder, path)
 
     return path, change
@@ -399,7 +399,7 @@ def test_each_image_is_looked_at_once(two_versions, looks):
     path, change = two_versions
     first = data.load(path)
     assert len(looks) == 14
-    assert data.load(path).fingerprint == first.fingerprint and data.check(path).errors == [] and len(looks) == 14
+    assert data.load(path).fingerprint == first.fingerprint and doctor.check(path).errors == [] and len(looks) == 14
     change()
     assert data.load(path).fingerprint != first.fingerprint and len(looks) == 15
 
@@ -452,7 +452,7 @@ def test_a_image_that_changes_between_survey_and_reading_is_named(spoil, tmp_pat
     time.sleep(0.02)
     spoil(folder / splits.train.names[3])
     with pytest.raises(CourseError, match=splits.train.names[3]): data.pixels(splits.train, 8)
-    if (folder / splits.train.names[3]).exists() and not data.look((folder / splits.train.names[3]).read_bytes()).problem:
+    if (folder / splits.train.names[3]).exists() and not files.look((folder / splits.train.names[3]).read_bytes()).problem:
         splits = data.load(folder)  # after which it is right
         np.testing.assert_array_equal(data.pixels(splits.train, 8), [data.resize(splits.train.read(i), 8) for i in range(len(splits.train))])
 
@@ -494,11 +494,11 @@ fork = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_
 
 def slowly(monkeypatch, seconds):
     "Make looking and resizing take long enough to be interrupted."
-    for name in ("look", "resize"):
-        def slow(*args, work=getattr(data, name), **how):
+    for module, name in ((files, "look"), (data, "resize")):
+        def slow(*args, work=getattr(module, name), **how):
             time.sleep(seconds)
             return work(*args, **how)
-        monkeypatch.setattr(data, name, slow)
+        monkeypatch.setattr(module, name, slow)
 
 
 def build(path, answer=None):
@@ -594,6 +594,38 @@ def test_subsets_have_caches_of_their_own(tmp_path):
     assert data.pixels(train.subset([]), 8).shape == (0, 8, 8, 3)
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+def test_images_can_be_pickled(packed, tmp_path):
+    "Whatever stands behind them: spawned workers, Windows and Python 3.14 need it."
+    folder = class_folders(tmp_path / "data")
+    splits = data.load(zipped(folder, tmp_path / "data.zip") if packed else folder)
+    whole = combine.join(splits.train, splits.valid)
+    for images in (splits.train, splits.train.subset([1, 0]), splits.train.subset([3, 1]).subset([1]), whole, whole.subset([len(whole) - 1, 0])):
+        again = pickle.loads(pickle.dumps(images))
+        assert (again.names, again.targets, again.key) == (images.names, images.targets, images.key)
+        for i in range(len(images)): np.testing.assert_array_equal(again.read(i), images.read(i))
+
+
+@pytest.mark.parametrize("start", [start for start in ("spawn", "fork") if start in multiprocessing.get_all_start_methods()])
+def test_a_torch_loader_reads_class_folders_in_workers(start, tmp_path):
+    images = data.load(class_folders(tmp_path / "data")).train.subset([3, 0, 2])
+    loader = torch.utils.data.DataLoader(images, batch_size=2, num_workers=1, multiprocessing_context=start, collate_fn=list)
+    found = [pair for batch in loader for pair in batch]
+    assert [target for _, target in found] == images.targets
+    for i, (image, _) in enumerate(found): np.testing.assert_array_equal(image, images.read(i))
+
+
+def test_classes_take_the_order_that_a_model_knows():
+    part = made_up_splits().train
+    single = replace(part, names=["0", "1"], classes=["cat", "dog", "emu"], targets=[0, 2])
+    order = ["emu", "cat", "dog"]
+    assert combine.in_order(single, order).targets == [1, 0] and combine.in_order(single, order).classes == order
+    multi = replace(single, task=data.MULTI, targets=[np.array([1, 0, 1], np.float32)] * 2)
+    assert combine.in_order(multi, order).targets[0].tolist() == [1, 1, 0]
+    boxes = replace(single, task=data.DETECTION, targets=[dict(labels=np.array([1, 3]), boxes=np.zeros((2, 4)))] * 2)
+    assert combine.in_order(boxes, order).targets[0]["labels"].tolist() == [2, 1]
+
+
 def test_augmentation_agrees_with_torchvision():
     images = torch.from_numpy(np.stack([scene(i, 16, 16) for i in range(40)])).permute(0, 3, 1, 2)
     expected = reference.normalize(reference.to_dtype(images, torch.float32, scale=True), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -618,20 +650,20 @@ ODD = ["plain.png", "with space.png", "ünïcode 猫 😀.png", "two.dots.png", 
 
 def made_up_items(layout, splits=True):
     "Items with odd names and all flags, and their files."
-    rng, items, files = np.random.default_rng(0), [], {}
+    rng, items, contents = np.random.default_rng(0), [], {}
     for i, name in enumerate([*ODD, *[f"{n}.png" for n in range(11)]]):
-        flags = dict(zip(data.FLAGS, map(bool, rng.integers(0, 2, 3))))
+        flags = dict(zip(specs.FLAGS, map(bool, rng.integers(0, 2, 3))))
         boxes = rng.uniform(0, 20, (3, 2)).round(4)
-        objects = tuple(data.Object(label, (x, y, x + 20.123, y + 10.5), **flags) for label, (x, y) in zip("aab", boxes))
-        files[name] = encoded(scene(i), "bmp" if name.endswith("bmp") else "png")
-        items.append(data.Item(name, data.NAMES[i % 3] if splits else "", "ab"[i // 3 % 2] if layout == "folder" else "",
-                               () if layout == "folder" else objects, data.describe(scene(i))))
-    return items, lambda item: files[item.name]
+        objects = tuple(specs.Object(label, (x, y, x + 20.123, y + 10.5), **flags) for label, (x, y) in zip("aab", boxes))
+        contents[name] = encoded(scene(i), "bmp" if name.endswith("bmp") else "png")
+        items.append(layouts.Item(name, data.NAMES[i % 3] if splits else "", "ab"[i // 3 % 2] if layout == "folder" else "",
+                               () if layout == "folder" else objects, files.describe(scene(i))))
+    return items, lambda item: contents[item.name]
 
 
 def essence(items, layout):
     "What must survive, by the image's digest."
-    flags = data.FLAGS if layout == "voc" else ()
+    flags = specs.FLAGS if layout == "voc" else ()
     return {item.record.digest: (item.split, item.label, [(o.name, *(getattr(o, flag) for flag in flags)) for o in item.objects])
             for item in items}
 
@@ -640,7 +672,7 @@ def essence(items, layout):
 @pytest.mark.parametrize("splits", [True, False])
 def test_layouts_round_trip(layout, splits, tmp_path):
     items, read = made_up_items(layout, splits)
-    found = data.survey(data.write_dataset(items, read, layout, tmp_path / "out"))
+    found = layouts.survey(layouts.write_dataset(items, read, layout, tmp_path / "out"))
     assert found.findings == []
     assert essence(found.items, layout) == essence(items, layout) and len(found.items) == len(items)
     before = {item.record.digest: item for item in items}
@@ -655,7 +687,7 @@ def test_layouts_round_trip(layout, splits, tmp_path):
 @pytest.mark.parametrize("layout", ["folder", "voc", "coco"])
 def test_loaded_splits_round_trip(layout, tmp_path):
     splits = data.load({"folder": class_folders, "voc": voc, "coco": coco}[layout](tmp_path / "data"))
-    again = data.load(data.write_splits(splits, layout, tmp_path / "out"))
+    again = data.load(doctor.write_splits(splits, layout, tmp_path / "out"))
     assert [len(again[name]) for name in data.NAMES] == [len(splits[name]) for name in data.NAMES]
     for name in data.NAMES:
         for (old, target), (new, written) in zip(splits[name], again[name]):
@@ -666,7 +698,7 @@ def test_loaded_splits_round_trip(layout, tmp_path):
 def test_a_layout_that_cannot_hold_the_data_is_refused(tmp_path):
     boxes, classes = data.load(voc(tmp_path / "voc")), data.load(class_folders(tmp_path / "data"))
     for splits, layout in ((boxes, "folder"), (classes, "voc"), (classes, "coco"), (classes, "unheard-of")):
-        with pytest.raises(CourseError): data.write_splits(splits, layout, tmp_path / "out")
+        with pytest.raises(CourseError): doctor.write_splits(splits, layout, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 
@@ -674,25 +706,25 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(tmp_path):
     items, read = made_up_items("folder")
     full = put(tmp_path / "full" / "mine.txt", b"mine").parent
     for out in (full, full / "mine.txt"):
-        with pytest.raises(CourseError): data.write_dataset(items, read, "folder", out)
+        with pytest.raises(CourseError): layouts.write_dataset(items, read, "folder", out)
     assert [p.name for p in full.iterdir()] == ["mine.txt"]
 
     def failing(item):
         if item is items[5]: raise OSError("disk")
         return read(item)
 
-    with pytest.raises(OSError): data.write_dataset(items, failing, "folder", tmp_path / "out")
+    with pytest.raises(OSError): layouts.write_dataset(items, failing, "folder", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    data.write_dataset(items, read, "folder", tmp_path / "out")
-    assert len(data.survey(tmp_path / "out").items) == len(items)
+    layouts.write_dataset(items, read, "folder", tmp_path / "out")
+    assert len(layouts.survey(tmp_path / "out").items) == len(items)
 
 
 def test_writing_into_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     items, read = made_up_items("folder")
-    data.write_dataset(items, read, "folder", ".")
-    assert len(data.survey(tmp_path / "here").items) == len(items)
+    layouts.write_dataset(items, read, "folder", ".")
+    assert len(layouts.survey(tmp_path / "here").items) == len(items)
 
 
 # knock-outs: each break must be noticed by the check named beside it
@@ -723,7 +755,7 @@ def check_copies():
     found = single([30, 30])
     items = [*found.items, *[replace(item, name=f"copy {item.name}") for item in found.items]]
     sides = {}
-    for item in data.split_items(replace(found, items=items), 0, **SHARES):
+    for item in layouts.split_items(replace(found, items=items), 0, **SHARES):
         assert sides.setdefault(item.record.digest, item.split) == item.split
 
 
@@ -741,23 +773,23 @@ def by_chance(found, seed, valid, test):
 
 
 KNOCK_OUTS = {
-    "no exif": (("ImageOps.exif_transpose", lambda image: image), check_orientation),
-    "16 bits cut off": (("_eight_bits", lambda values: values.astype(np.uint8)), check_sixteen_bits),
-    "no colour conversion": (("to_rgb", lambda image: image), check_sixteen_bits),
-    "transparency ignored": (("to_rgb", lambda image: image.convert("RGB")), check_transparency),
-    "shuffled split, stability": (("split_items", by_chance), check_stability),
-    "shuffled split, classes": (("split_items", by_chance), check_classes),
-    "shuffled split, copies": (("split_items", by_chance), check_copies),
-    "split by name, renaming": (("split_items", by_name), check_renaming),
-    "split by name, copies": (("split_items", by_name), check_copies),
-    "every draw a new one": (("uniform", lambda digest, seed: random.random()), check_stability),
-    "draws alone, classes": (("split_items", lambda found, seed, valid, test: [
+    "no exif": (("data.ImageOps.exif_transpose", lambda image: image), check_orientation),
+    "16 bits cut off": (("data._eight_bits", lambda values: values.astype(np.uint8)), check_sixteen_bits),
+    "no colour conversion": (("data.to_rgb", lambda image: image), check_sixteen_bits),
+    "transparency ignored": (("data.to_rgb", lambda image: image.convert("RGB")), check_transparency),
+    "shuffled split, stability": (("layouts.split_items", by_chance), check_stability),
+    "shuffled split, classes": (("layouts.split_items", by_chance), check_classes),
+    "shuffled split, copies": (("layouts.split_items", by_chance), check_copies),
+    "split by name, renaming": (("layouts.split_items", by_name), check_renaming),
+    "split by name, copies": (("layouts.split_items", by_name), check_copies),
+    "every draw a new one": (("data.uniform", lambda digest, seed: random.random()), check_stability),
+    "draws alone, classes": (("layouts.split_items", lambda found, seed, valid, test: [
         replace(i, split="test" if data.uniform(i.record.digest, seed) < test else "train") for i in found.items]), check_classes),
-    "draws alone, rare objects": (("split_items", lambda found, seed, valid, test: [
+    "draws alone, rare objects": (("layouts.split_items", lambda found, seed, valid, test: [
         replace(i, split="test" if data.uniform(i.record.digest, seed) < test else "train") for i in found.items]), check_rare_objects),
-    "flip upside down": (("flip", lambda images, generator: images.flip(2)), check_augmentation),
-    "no normalisation": (("to_float", lambda images: images.float() / 255), check_augmentation),
-    "shift without reflection": (("shift", lambda images, generator, n=4: torch.roll(images, 1, 3)), check_augmentation),
+    "flip upside down": (("data.flip", lambda images, generator: images.flip(2)), check_augmentation),
+    "no normalisation": (("data.to_float", lambda images: images.float() / 255), check_augmentation),
+    "shift without reflection": (("data.shift", lambda images, generator, n=4: torch.roll(images, 1, 3)), check_augmentation),
 }
 
 
@@ -765,14 +797,14 @@ KNOCK_OUTS = {
 def test_knock_outs_are_noticed(name, monkeypatch):
     (target, broken), check = KNOCK_OUTS[name]
     check()
-    monkeypatch.setattr(f"course_lib.data.{target}", broken)
+    monkeypatch.setattr(f"course_lib.{target}", broken)
     with pytest.raises((AssertionError, CourseError, OSError)): check()
 
 
 def forgetful(self, name): return str((self.root / self.prefix / name).stat().st_size)
 
 
-@pytest.mark.parametrize("target, broken", [("Files.stamp", forgetful), ("describe", lambda pixels: replace(data.Record("0"), width=64, height=48, thumb="00" * 192))],
+@pytest.mark.parametrize("target, broken", [("files.Files.stamp", forgetful), ("files.describe", lambda pixels: replace(files.Record("0"), width=64, height=48, thumb="00" * 192))],
                          ids=["stamp of size alone", "one digest for all"])
 def test_a_stale_cache_is_noticed(target, broken, tmp_path, monkeypatch):
     folder = class_folders(tmp_path / "data", n=6)
@@ -785,5 +817,5 @@ def test_a_stale_cache_is_noticed(target, broken, tmp_path, monkeypatch):
         assert data.load(folder).fingerprint != first
 
     changes()
-    monkeypatch.setattr(f"course_lib.data.{target}", broken)
+    monkeypatch.setattr(f"course_lib.{target}", broken)
     with pytest.raises((AssertionError, CourseError)): changes()

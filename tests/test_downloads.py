@@ -7,6 +7,8 @@ import pickle
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
 from collections import Counter
@@ -21,13 +23,14 @@ from scipy.io import savemat
 from torchvision import datasets
 from torchvision.datasets import voc as voc_module
 
-from course_lib import data
-from course_lib.core import CourseError, home
+from course_lib.core import CourseError, home, sources
+from course_lib.data import NAMES, SINGLE, load
+from course_lib.files import describe, look
 from course_lib.notebooks import checkout
 from making import encoded, scene, voc_xml
 
 ROOT = checkout()
-NAMES = ["cifar10", "cifar100", "fashion-mnist", "pets", "flowers102", "food101", "voc2007", "voc2012"]
+SETS = ["cifar10", "cifar100", "fashion-mnist", "pets", "flowers102", "food101", "voc2007", "voc2012"]
 
 
 # the archives, as small as they can be
@@ -201,7 +204,7 @@ def server():
     server.close()
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=SETS)
 def name(request, server, tmp_path, monkeypatch):
     "A data set's name, after its archives were put on the server."
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"): monkeypatch.delenv(variable, raising=False)
@@ -214,30 +217,60 @@ def name(request, server, tmp_path, monkeypatch):
 def check(name):
     "Load it, and compare with what the server has."
     classes, learn, valid, test = EXPECTED[name]
-    splits = data.load(name)
+    splits = load(name)
     assert splits.classes == list(classes)
-    sizes = [len(splits[part]) for part in data.NAMES]
+    sizes = [len(splits[part]) for part in NAMES]
     if name == "voc2012": assert sum(sizes) == learn and sizes[1] == 6 and min(sizes) > 0
     else: assert (sizes[0] + sizes[1], sizes[2]) == (learn, test) and 0 < sizes[1] < sizes[0] + 1
     assert valid in (None, sizes[1])
-    for part in data.NAMES:
+    for part in NAMES:
         image, target = splits[part][0]
         assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.std() > 10
-        if splits.task == data.SINGLE: assert set(splits[part].targets) == set(range(len(classes)))
+        if splits.task == SINGLE: assert set(splits[part].targets) == set(range(len(classes)))
         else: np.testing.assert_array_equal(target["boxes"], [[1, 1, 20, 20], [5, 5, 30, 30]])
     return splits
 
 
 def refused(name):
     "The one line that says why it cannot be had."
-    with pytest.raises(CourseError) as caught: data.load(name)
+    with pytest.raises(CourseError) as caught: load(name)
     message = str(caught.value)
     assert "\n" not in message and f"datasets/{name}.md" in message and "'streets'" in message and "()" not in message
     return message
 
 
 def test_the_list_is_complete():
-    assert set(NAMES) == set(data.ABOUT) <= set(data.sources) and set(MAKERS) == set(EXPECTED) == set(NAMES)
+    assert {name for name, module in sources.homes().items() if module == "downloads"} == set(SETS)
+    assert set(MAKERS) == set(EXPECTED) == set(SETS)
+
+
+def test_names_are_known_without_importing_anything_for_it():
+    code = """
+import sys
+from course_lib.core import CourseError, sources
+print(*sources.names())
+try: sources["cifer10"]
+except CourseError as why: print(why)
+print(*{"torch", "torchvision", "course_lib.downloads"} & set(sys.modules))
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    names, hint, imported = said.split("\n")[:3]
+    assert set(SETS) <= set(names.split()) and "cifar10" in hint and imported == ""
+
+
+@pytest.mark.parametrize("spec", SETS)
+def test_each_says_what_it_is(spec, tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_HOME", str(tmp_path))
+    source = sources[spec]
+    assert source.name == spec and re.search(r"^[\d,]+ .*; \d+ [MG]B$", source.about) and not source.here
+    (tmp_path / spec).mkdir()
+    assert source.here
+
+
+@pytest.mark.parametrize("option", ["self", "source", "loader", "path", "year", "tset"])
+def test_an_unknown_option_is_refused_before_anything_is_fetched(option, name, server):
+    with pytest.raises(CourseError, match=f"unknown data option '{option}'"): load(f"{name}?{option}=1")
+    assert not server.asked or name.startswith("voc")  # whose options are those of a folder, read when it is there
 
 
 def test_a_download_happens_once(name, server):
@@ -246,18 +279,21 @@ def test_a_download_happens_once(name, server):
     server.asked.clear()
     second = check(name)
     assert not server.asked and second.fingerprint == first.fingerprint
-    assert [second[part].names for part in data.NAMES] == [first[part].names for part in data.NAMES]
+    assert [second[part].names for part in NAMES] == [first[part].names for part in NAMES]
 
 
 def test_images_are_those_of_the_archive(name):
     splits = check(name)
-    if name.startswith("cifar"): expected = {data.describe(scene(100 * n + i, 32, 32)).digest for n in range(6) for i in range(20)}
-    elif name == "fashion-mnist": expected = {data.describe(np.repeat(scene(s, 28, 28)[..., :1], 3, 2)).digest
+    if name.startswith("cifar"): expected = {describe(scene(100 * n + i, 32, 32)).digest for n in range(6) for i in range(20)}
+    elif name == "fashion-mnist": expected = {describe(np.repeat(scene(s, 28, 28)[..., :1], 3, 2)).digest
                                               for s in [*range(40), *range(500, 520)]}
-    else: expected = {data.look(encoded(scene(n, *size), "jpeg")).digest for n in range(400)
+    else: expected = {look(encoded(scene(n, *size), "jpeg")).digest for n in range(400)
                       for size in [(16, 16) if name == "flowers102" else (48, 64)]}
-    found = [data.describe(splits[part].read(i)).digest for part in data.NAMES for i in range(len(splits[part]))]
+    found = [describe(splits[part].read(i)).digest for part in NAMES for i in range(len(splits[part]))]
     assert set(found) <= expected and len(set(found)) == len(found)
+    for part in NAMES:  # worker processes get them by pickle
+        again = pickle.loads(pickle.dumps(splits[part]))
+        np.testing.assert_array_equal(again.read(0), splits[part].read(0))
 
 
 TROUBLES = ["404", "500", "cut short", "wrong content", "login page", "hangs up", "no http"]
@@ -305,7 +341,7 @@ def test_a_kill_while_unpacking_leaves_nothing_half_done(name, server, monkeypat
     with monkeypatch.context() as broken:
         broken.setattr(tarfile.TarFile, "extractall", half)
         if not left: broken.setattr("torchvision.datasets.utils._decompress", cut)
-        with pytest.raises(Killed): data.load(name)
+        with pytest.raises(Killed): load(name)
     check(name)
 
 
@@ -328,7 +364,7 @@ PLACES = {  # where the cards say to put files that were fetched by hand
 
 def originals(name):
     "The files that torchvision wants: (address, md5)."
-    kind = getattr(datasets, data.PARTS[name][0]) if name in data.PARTS else None
+    kind = getattr(datasets, sources[name].kind)
     if name.startswith("voc"): return [(e["url"], e["md5"]) for key, e in voc_module.DATASET_YEAR_DICT.items() if key.startswith(name[3:])]
     if name.startswith("cifar"): return [(kind.url, kind.tgz_md5)]
     if name == "fashion-mnist": return [(kind.mirrors[0] + file, md5) for file, md5 in kind.resources]
@@ -336,7 +372,7 @@ def originals(name):
     return list(kind._RESOURCES) if name == "pets" else [(kind._URL, kind._MD5)]
 
 
-@pytest.mark.parametrize("spec", NAMES)
+@pytest.mark.parametrize("spec", SETS)
 def test_the_card_has_the_addresses_and_checksums(spec):
     text = (ROOT / "datasets" / f"{spec}.md").read_text(encoding="utf-8")
     for url, checksum in originals(spec): assert url in text and checksum in text

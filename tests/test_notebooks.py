@@ -1,6 +1,7 @@
 "Every notebook is a test: it runs, its results lie in their bands, its exercises can be solved, its outputs are fresh."
 import ast
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -9,14 +10,23 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import PATHS, budget
+from conftest import LESSONS, PATHS
 
-from course_lib.core import CourseError, models, sources
-from course_lib.notebooks import (band, blemishes, checkout, code_cells, collect, leaderboard, outside, overrides,
-                                  parameters, read, records, reported, run, source, stale, uses, write)
+from course_lib.core import CourseError, layouts, models, sources
+from course_lib.notebooks import (band, blemishes, budget, checkout, code_cells, collect, glossary, leaderboard, number_of,
+                                  outside, overrides, parameters, prose, read, records, reported, run, source, stale, trials,
+                                  uses, write, write_student)
+from course_lib.notebooks import blank as blank_of
 
 BASELINES = json.loads((Path(__file__).parent / "baselines.json").read_text(encoding="utf-8"))
-each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def each(paths): return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
+
+
+each_notebook, each_lesson = each(PATHS), each(LESSONS)
+each_workshop = each([path for path in PATHS if path not in LESSONS])
+
+LONG = {}  # (notebook, first line of a cell): how many lines it may have, where sixteen are too few
+EVERYDAY = ()  # terms that are also everyday words
 
 
 # ---- run in the smoke profile, or in the one that --profile names
@@ -39,13 +49,24 @@ def test_every_band_has_a_notebook():
     assert all(b["n"] >= 5 for profile in BASELINES.values() for bands in profile.values() for b in bands.values())
 
 
-@each_notebook
+@each_lesson
 def test_solutions_score_full(path, ran):
     passed, exercises = ran[path.stem].checks
     assert passed == exercises >= 3
 
 
-@each_notebook
+@each_lesson
+def test_checks_pass_twice_and_refuse_wrong_answers(path, ran):
+    tried = trials(read(ran[path.stem].path))
+    assert len(tried) == ran[path.stem].checks[1], "each check names its exercise: `# check: name`"
+    for exercise, passed in tried.items():
+        assert passed.pop("again"), f"{exercise}: the check fails when it is run twice"
+        assert len(passed) >= 3, f"{exercise}: tests/mutants/{path.stem}.py has fewer than two wrong answers"
+        accepted = [why for why, ok in passed.items() if ok]
+        assert not accepted, f"{exercise} accepts: {accepted}"
+
+
+@each_lesson
 def test_blank_student_edition_scores_zero(path, blank):
     error, (passed, _) = blank[path.stem].error, blank[path.stem].checks
     assert not error, f"only a check cell may need a solution: {error}"
@@ -54,9 +75,9 @@ def test_blank_student_edition_scores_zero(path, blank):
 
 @each_notebook
 def test_keeps_its_budget(path, ran):
-    (seconds, memory), cost = budget(path), ran[path.stem].report["cost"]
-    assert cost["seconds"] <= 2 * seconds, "far over the seconds in its first cell"
-    assert cost["memory_mb"] <= 1.25 * memory, "far over the memory in its first cell"
+    (seconds, memory), cost = budget(read(path)), ran[path.stem].report["cost"]
+    assert cost["seconds"] <= 2 * seconds, "far over the seconds in its last cell"
+    assert cost["memory_mb"] <= 1.25 * memory, "far over the memory in its last cell"
 
 
 @pytest.mark.parametrize("profile", [path.stem for path in (checkout() / "nbs" / "profiles").glob("*.json")])
@@ -70,15 +91,103 @@ def test_profiles_name_real_parameters(profile):
 def test_anatomy(path):
     nb = read(path)
     first, code = nb["cells"][0], [source(cell) for cell in code_cells(nb)]
-    assert (first["cell_type"], source(first)[:7]) == ("markdown", f"# {path.stem[:2]} · ")
-    seconds, memory = budget(path)
-    assert seconds and memory, "the first cell says 'Budget: N seconds, N MB'"
+    assert (first["cell_type"], source(first).split(" · ")[0]) == ("markdown", f"# {number_of(path)}")
     assert "seed" in parameters(nb)
-    assert "report(" in code[-1]
-    for before, cell in zip(code, code[1:]):
-        if cell.startswith("# check"): assert "### BEGIN SOLUTION" in before and "### END SOLUTION" in before
-    assert sum(text.count("### BEGIN SOLUTION\n") for text in code) >= 3
+    assert "report(" in code[-1] and all(budget(nb)), "the last cell says '# budget: N seconds, N MB' and reports"
     for text in code: ast.parse(text)
+
+
+@each_lesson
+def test_anatomy_of_a_lesson(path):
+    nb = read(path)
+    code, texts = [source(cell) for cell in code_cells(nb)], prose(nb)
+    assert re.search(r"Study time: about \d+ minutes to read, \d+ minutes for the exercises", texts[0])
+    exercises = [re.match(r"# exercise: (\w+)", text)[1] for text in code if "### BEGIN SOLUTION" in text]
+    checks = [re.match(r"# check: (\w+)", text)[1] for text in code if text.startswith("# check")]
+    assert exercises == checks and len(exercises) >= 3
+    for text in code:
+        if "### BEGIN SOLUTION" not in text: continue
+        scaffold = blank_of(text)
+        assert "def " in scaffold or "= None" in scaffold, f"no scaffold: {text.splitlines()[0]}"
+        ast.parse(scaffold)
+    assert sum(text.count("<details>") for text in texts) >= 4, "at least four recall questions with folded answers"
+
+
+@each_workshop
+def test_a_workshop_notebook_has_no_exercises(path):
+    assert not any("### BEGIN SOLUTION" in source(cell) for cell in code_cells(read(path)))
+
+
+@each_notebook
+def test_every_mention_of_a_chapter_is_a_link_and_every_link_resolves(path):
+    for text in prose(read(path)):
+        bare = re.sub(r"\[[^\]]*\]\([^)]*\)", "", text)
+        assert not re.search(r"\bchapters? \d\d", bare, re.I), f"not a link: {re.search('.{30}chapters? .{20}', bare, re.I | re.S)}"
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if re.match(r"https?://|#", target): continue
+            assert (path.parent / target.partition("#")[0]).exists(), f"leads nowhere: {target}"
+
+
+# ---- sizes
+
+def exported(cell): return re.match(r"(#\|[^\n]*\n)*#\| *export\b", source(cell)) is not None
+
+
+def lines_of(cell): return [line for line in source(cell).splitlines() if line.strip() and not line.startswith("#|")]
+
+
+@each_lesson
+def test_a_lessons_module_can_be_read_in_one_sitting(path):
+    assert sum(len(lines_of(cell)) for cell in code_cells(read(path)) if exported(cell)) <= 350
+
+
+@each_notebook
+def test_no_long_stretch_of_library_without_a_sentence(path):
+    stretch = 0
+    for cell in read(path)["cells"]:
+        stretch = 0 if cell["cell_type"] == "markdown" else stretch + (len(lines_of(cell)) if exported(cell) else 0)
+        alone = stretch == len(lines_of(cell))
+        assert stretch <= 60 or alone and stretch <= 90, f"{stretch} exported lines up to: {lines_of(cell)[0]}"
+
+
+@each_lesson
+def test_cells_are_short(path):
+    for cell in code_cells(read(path)):
+        if exported(cell) or not lines_of(cell) or "### BEGIN SOLUTION" in source(cell) or "parameters" in cell["metadata"].get("tags", []): continue
+        first, length = lines_of(cell)[0], len(lines_of(cell))
+        assert length <= LONG.get((path.stem, first), 16), f"{length} lines: {first}"
+
+
+@each_notebook
+def test_lines_fit_on_a_page(path):
+    wide = [line for cell in code_cells(read(path)) for line in source(cell).splitlines() if len(line) > 110]
+    assert not wide, wide[0]
+
+
+# ---- words
+
+TERMS = {name: (path, cell, place) for path in reversed(LESSONS) for cell, text in enumerate(prose(read(path)))
+         for place, name in [(m.start(), m[1]) for m in re.finditer(r'<dfn id="([a-z0-9-]+)">', text)]}
+NEEDED = ("loss softmax cross-entropy negative-log-likelihood gradient-descent momentum adamw weight-decay overfitting precision recall "
+          "f1 pca decision-tree random-forest relu batch-normalization convolution hog validation-split confusion-matrix").split()
+
+
+def test_the_glossary_has_what_a_beginner_needs_and_is_up_to_date():
+    assert set(NEEDED) <= TERMS.keys(), set(NEEDED) - TERMS.keys()
+    assert (checkout() / "nbs" / "glossary.md").read_text(encoding="utf-8") == glossary(), "run `make notebooks`"
+
+
+@each_lesson
+def test_no_term_is_used_before_it_is_explained(path):
+    early = []
+    for name, (home, cell, place) in TERMS.items():
+        word = re.compile(rf"(?<![\w`-]){re.escape(name).replace(chr(92) + '-', '[ -]')}(?:s|es)?(?![\w`-])", re.I)
+        for number, text in enumerate(prose(read(path))):
+            if (path, number) >= (home, cell) or name in EVERYDAY: continue
+            for paragraph in text.split("\n\n"):
+                if word.search(re.sub(r"\]\([^)]*\)", "]", paragraph)) and home.name not in paragraph:
+                    early.append(f"'{name}' before {home.stem} explains it: {paragraph[:100]!r}")
+    assert not early, "\n".join(early)
 
 
 @each_notebook
@@ -103,12 +212,11 @@ def test_stored_results_lie_in_the_bands_of_the_laptop_profile(path):
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("registry", [models, sources], ids=lambda registry: registry.kind)
+@pytest.mark.parametrize("registry", [models, sources, layouts], ids=lambda registry: registry.kind)
 def test_the_name_of_a_model_or_data_set_counts_as_an_import(registry):
-    registry.discover()
-    own = {name: maker.__module__.split(".") for name, maker in registry.items() if maker.__module__.startswith("course_lib.")}
+    own = registry.homes()
     assert own
-    for name, (_, module) in own.items(): assert module in uses(f"spec = '{name}?n=5'")
+    for name, module in own.items(): assert module in uses(f"spec = '{name}?n=5'")
 
 
 def test_readme_shows_the_leaderboard_of_the_stored_outputs():
@@ -177,3 +285,17 @@ def test_bands():
     assert (accuracy["lo"], accuracy["hi"]) == (0.48, 0.52)
     assert outside(dict(svm_accuracy=float("nan")), dict(svm_accuracy=accuracy)) != []
     assert outside(dict(hog_error=2e-7), dict(hog_error=band("hog_error", [1e-7, 1e-8]))) == []
+
+
+def test_the_student_edition_keeps_what_is_there(tmp_path):
+    new, kept = write_student(tmp_path / "mine")
+    assert {path.name for path in new} == {path.name for path in PATHS} and not kept
+    lesson = tmp_path / "mine" / LESSONS[0].name
+    text = lesson.read_text(encoding="utf-8")
+    assert "BEGIN SOLUTION" not in text and not any(cell["outputs"] for cell in code_cells(read(lesson)))
+    lesson.write_text(text + " ", encoding="utf-8")
+    (tmp_path / "mine" / PATHS[-1].name).unlink()
+    new, kept = write_student(tmp_path / "mine")
+    assert [path.name for path in new] == [PATHS[-1].name] and len(kept) == len(PATHS) - 1
+    assert lesson.read_text(encoding="utf-8") == text + " "
+    with pytest.raises(CourseError, match="holds the course itself"): write_student(checkout() / "nbs")
