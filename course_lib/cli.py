@@ -285,7 +285,8 @@ def predict_boxes(
 ) -> list[dict]:
     "For each image its file, its size and its detections, boxes x1 y1 x2 y2 in its pixels; or why it cannot be read."
     from course_lib.data import decode
-    from course_lib.detection import above, draw
+    from course_lib.diagnosis import above
+    from course_lib.drawing import draw
 
     def row(name):
         try: image = decode(read(name))

@@ -4,7 +4,6 @@
 __all__ = ['BLOCK_WIDTHS', 'ConvBlock', 'of_size', 'ConvNet', 'cnn', 'Residual', 'cnn_residual']
 
 # %% ../nbs/06_cnn.ipynb #a71647b2
-import torch
 import torch.nn.functional as F
 from torch import nn
 from .core import CourseError, within

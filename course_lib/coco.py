@@ -55,8 +55,8 @@ def _coco_entries(source: str, content: dict, what: str, needs: tuple, findings:
 
 
 def _coco_object(i: int, annotation: dict, names: dict[int, str]) -> Object:
-    try: x, y, width, height = (float(value) for value in annotation.get("bbox"))
-    except (TypeError, ValueError, OverflowError): x = y = width = height = float("nan")
+    try: x, y, width, height = (float(value) for value in annotation["bbox"])
+    except (LookupError, TypeError, ValueError, OverflowError): x = y = width = height = float("nan")
     name, crowd = names.get(annotation["category_id"], ""), bool(annotation.get("iscrowd"))
     return Object(name, (x, y, x + width, y + height), difficult=crowd, index=i)
 

@@ -197,15 +197,6 @@ def load(
     else: splits = sources[name](seed=seed, **options)
     return replace(splits, spec=str(spec))
 
-
-def __getattr__(name):  # for a while: names that have moved to `specs` and `combine`
-    import importlib
-    for module in ("specs", "combine"):
-        if module == "combine" and name not in ("join", "in_order"): break
-        found = importlib.import_module(f"course_lib.{module}")
-        if hasattr(found, name): return getattr(found, name)
-    raise AttributeError(name)
-
 # %% ../nbs/01_data.ipynb #18d48728
 def parallel(
     work: Callable,   # of one item
@@ -299,7 +290,7 @@ class Order:
 
 # %% ../nbs/01_data.ipynb #b26a0d95
 class Batches(Order):
-    "Batches of a split from its cache: images uint8 [B, 3, S, S], targets [B] or [B, K]; one pass, one epoch."
+    "Batches of a split from its cache: images uint8 [B, 3, S, S], targets [B] or [B, K]."
 
     def __init__(self,
         dataset: Images,        # of a single-label or multi-label task

@@ -96,22 +96,24 @@ class _SplitsSurvey:
 
 def _survey_splits(splits: Splits) -> _SplitsSurvey:
     "What loaded splits hold, in the form in which `survey` tells of files."
-    items = []
-    for split in NAMES:
-        part = splits[split]
-        records = parallel(lambda i: describe(part.read(i)), range(len(part)), f"looking at {split}")
-        for i, record in enumerate(records):
-            annotation = _annotation(part.targets[i], splits)
-            items.append(_LoadedItem(part.names[i], split, record=record, index=i, **annotation))
-    return _SplitsSurvey(splits, items)
+    return _SplitsSurvey(splits, [item for split in NAMES for item in _loaded_items(splits, split)])
+
+
+def _loaded_items(splits: Splits, split: str) -> Iterator[_LoadedItem]:
+    part = splits[split]
+    def look_at(i): return describe(part.read(i))
+    for i, record in enumerate(parallel(look_at, list(range(len(part))), f"looking at {split}")):
+        annotation = _annotation(part.targets[i], splits)
+        yield _LoadedItem(part.names[i], split, record=record, index=i, **annotation)
 
 
 def _annotation(target, splits: Splits) -> dict:
     "What an item says of its image, from its target: label=..., labels=... or objects=..."
     if splits.task == SINGLE: return dict(label=splits.classes[target])
-    if splits.task == MULTI: return dict(labels=tuple(c for c, there in zip(splits.classes, target) if there))
+    if splits.task == MULTI:
+        return dict(labels=tuple(name for name, there in zip(splits.classes, target, strict=True) if there))
     flags = [np.broadcast_to(target.get(flag, False), len(target["labels"])) for flag in FLAGS]
-    rows = zip(target["boxes"], target["labels"], *flags)
+    rows = zip(target["boxes"], target["labels"], *flags, strict=True)
     objects = [Object(splits.classes[number - 1], tuple(map(float, box)), *map(bool, own), i)
                for i, (box, number, *own) in enumerate(rows)]
     return dict(objects=tuple(objects))
@@ -213,10 +215,10 @@ def near_duplicates(
     return [pair for pair in progress(pairs, "comparing images") if close(*pair)]
 
 
-def _like_thumbnails(thumbs: list[str], alike: float, differ: float) -> list[tuple[int, int]]:
+def _like_thumbnails(hexes: list[str], alike: float, differ: float) -> list[tuple[int, int]]:
     "Pairs of thumbnails that correlate and are as bright; for each one at most the three most like it."
-    thumbs = np.array([np.frombuffer(bytes.fromhex(thumb), np.uint8) for thumb in thumbs])
-    thumbs = torch.from_numpy(thumbs.astype(np.float32))  # [N, 8*8*3]
+    values = np.array([np.frombuffer(bytes.fromhex(text), np.uint8) for text in hexes])
+    thumbs = torch.from_numpy(values.astype(np.float32))  # [N, 8*8*3]
     unit = torch.nn.functional.normalize(thumbs - thumbs.mean(1, keepdim=True), dim=1)  # [N, 192]
     pairs = []
     for start in progress(range(0, len(thumbs), 1024), "comparing thumbnails"):
@@ -225,7 +227,7 @@ def _like_thumbnails(thumbs: list[str], alike: float, differ: float) -> list[tup
         row, column = torch.nonzero(best > alike, as_tuple=True)
         a, b = row + start, other[row, column]
         close = (thumbs[a] - thumbs[b]).abs().mean(1) < differ
-        pairs += zip(a[close].tolist(), b[close].tolist())
+        pairs += zip(a[close].tolist(), b[close].tolist(), strict=True)
     return pairs
 
 # %% ../nbs/01i_doctor.ipynb #ee69566e
@@ -243,7 +245,7 @@ def check(
                 *_check_copies(found, good)]
     if isinstance(found, Survey) and not any(finding.level == "error" for finding in findings):
         findings += _check_split(found, seed, shares)
-    counts = {name: Counter() for name in found.classes}
+    counts: dict[str, dict[str, int]] = {name: Counter() for name in found.classes}
     for item in good:
         for label in item.classes: counts[label][item.split] += 1
     return Diagnosis(str(spec), found.task, counts, findings)

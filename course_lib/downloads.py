@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from hashlib import sha1
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 # %% ../nbs/01h_downloads.ipynb #c546a2e7
 import numpy as np
 from .core import CourseError, build_once, home, sources
-from .data import SINGLE, Images, Splits, assign, parallel, to_rgb
+from .data import NAMES, SINGLE, Images, Splits, assign, parallel, to_rgb
 from .files import describe
 from .layouts import load_files
 from .specs import parse_options
@@ -104,7 +105,8 @@ def load_classified(
     fetched = download(source.name, lambda: fetch(_whole(home() / source.name, fetch)))
     splits = {part: _from_torchvision(source.name, part, dataset) for part, dataset in fetched.items()}
     if "valid" not in splits: splits.update(_carve(source.name, splits["train"], seed, share))
-    return Splits(**splits, classes=splits["train"].classes, task=SINGLE, spec=source.name)
+    classes = splits["train"].classes
+    return Splits(*(splits[split] for split in NAMES), classes=classes, task=SINGLE, spec=source.name)
 
 
 def _from_torchvision(name: str, part: str, dataset) -> Images:
@@ -119,8 +121,7 @@ def _from_torchvision(name: str, part: str, dataset) -> Images:
 @dataclass(frozen=True)
 class _Reader:
     "Reads the images of torchvision's data set by number; a class, so that it can be pickled."
-    dataset: object
-
+    dataset: Any
     def __call__(self, i: int) -> np.ndarray: return np.array(to_rgb(self.dataset[i][0]))
 
 
@@ -129,12 +130,12 @@ def _carve(name: str, train: Images, seed: int, share: float) -> dict[str, Image
     def look_at(i): return describe(train.read(i)).digest
 
     def write(path):
-        digests = parallel(look_at, range(len(train)), f"reading {name}")
+        digests = parallel(look_at, list(range(len(train))), f"reading {name}")
         path.write_text(json.dumps(list(digests)))
 
     digests = json.loads(build_once(home() / "cache" / f"digests-{train.key}.json", write).read_text())
     labels = defaultdict(set)
-    for digest, target in zip(digests, train.targets): labels[digest].add(target)
+    for digest, target in zip(digests, train.targets, strict=True): labels[digest].add(target)
     split_of = assign(labels, seed, valid=share, test=0)
     parts = dict(train=[], valid=[])
     for i, digest in enumerate(digests): parts[split_of[digest]].append(i)

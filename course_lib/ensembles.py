@@ -19,7 +19,8 @@ from .evaluation import single_label
 from .loop import History, Job
 from .predictors import Network, extends, network
 from .device import device_of
-from .transfer import RAW, Backbone, Transfer, joined, learn_transfer, part_of, step
+from .weights import RAW
+from .transfer import Backbone, Transfer, joined, learn_transfer, part_of, step
 
 # %% ../nbs/11_ensembles.ipynb #7e533d2a
 class Together(nn.Module):

@@ -44,8 +44,8 @@ def hog(
 ) -> Tensor:
     """Histograms of oriented gradients, float32 [B, D] (after Dalal and Triggs 2005, section 6; L2-Hys).
 
-    Equals `skimage.feature.hog` on the same array. Unlike in the paper, a vote is not shared among neighbouring
-    bins and cells, and blocks have no Gaussian weights. CourseError for images smaller than one block."""
+    Equals `skimage.feature.hog` on the same array. Unlike in the paper, a vote is not shared among bins and
+    cells, and blocks have no Gaussian weights. CourseError for images smaller than one block."""
     cell = pair(pixels_per_cell, "pixels_per_cell")
     block = pair(cells_per_block, "cells_per_block")
     height, width = cell[0] * block[0], cell[1] * block[1]

@@ -23,8 +23,8 @@ from .loop import History, Job, make_task
 from .training import Recipe
 from .device import device_of
 from .predictors import network
-from .transfer import (RAW, Transfer, at_hand, build, follow, phases, pretrained, published,
-                                stages, torch_cache)
+from .weights import RAW, at_hand, build, pretrained, published, torch_cache
+from .transfer import Transfer, follow, phases, stages
 
 # %% ../nbs/12_hybrid.ipynb #dc1f6139
 DETECTOR = "ssdlite320_mobilenet_v3_large"  # torchvision's, with weights from COCO

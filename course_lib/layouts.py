@@ -95,7 +95,7 @@ class Layout(Protocol):
 
 # %% ../nbs/01c_layouts.ipynb #5d59c9ea
 def survey(
-    path: Path,  # a folder, a zip, or a single file of annotations
+    path: Path | str,  # a folder, a zip, or a single file of annotations
 ) -> Survey:
     "What `path` holds: images are looked at once, annotations are read. CourseError if it is no data set."
     files, only = _opened(path)
@@ -108,7 +108,7 @@ def survey(
     raise CourseError(f"'{path}' holds no data set: expected {expected}")
 
 
-def _opened(path: Path) -> tuple[Files, Path | None]:
+def _opened(path: Path | str) -> tuple[Files, Path | None]:
     "The files around `path`, and `path` itself if it is a single file. CourseError if it is not there."
     try:
         path = Path(path).expanduser()
@@ -199,7 +199,7 @@ def _has_splits(files: Files) -> bool:
 
 # %% ../nbs/01c_layouts.ipynb #0531e84c
 def clean_boxes(
-    objects: list[Object],
+    objects: Iterable[Object],
     width: int,   # of the image, in pixels
     height: int,
     where: str,   # the annotation file, for the findings
@@ -228,7 +228,7 @@ def _clean_box(thing: Object, width: int, height: int) -> tuple:
     box = (float(max(x1, 0)), float(max(y1, 0)), float(min(x2, width)), float(min(y2, height)))
     if box[2] <= box[0] or box[3] <= box[1]:
         return None, "error", "box outside", f"lies outside the {width} x {height} image: left out"
-    x1_32, y1_32, x2_32, y2_32 = np.float32(box)  # as in `detection_target`
+    x1_32, y1_32, x2_32, y2_32 = np.array(box, np.float32)  # as in `detection_target`
     if x1_32 == x2_32 or y1_32 == y2_32:
         return None, "error", "zero-area box", "is so thin that it has no area in float32: left out"
     if swapped: return box, "error", "swapped corners", "has min and max swapped: put right"
@@ -345,9 +345,9 @@ UNCLEAR = "contradiction"  # the kind of finding at which `load` stops
 
 @readers.register("path")
 def load_files(
-    path: Path,      # a folder, a zip, or a single file of annotations
+    path: Path | str,  # a folder, a zip, or a single file of annotations
     seed: int = 0,
-    **options: str,  # valid, test: shares of missing splits, 0..1; view=multi: labels instead of boxes
+    **options: str,    # valid, test: shares of missing splits, 0..1; view=multi: labels instead of boxes
 ) -> Splits:
     "The splits of a data set on disk. What cannot be used is left out and listed in `left_out`."
     found, shares = survey_with(path, options)
@@ -357,7 +357,7 @@ def load_files(
 
 
 def survey_with(
-    path: Path,               # as for `load_files`
+    path: Path | str,         # as for `load_files`
     options: dict[str, str],  # likewise
 ) -> tuple[Survey, dict[str, float]]:
     "What `path` holds, seen as the options say, and the shares of the splits that it may lack."
@@ -481,7 +481,7 @@ def put_image(
     "The path that the image is written to: its item's name if that is free, with the ending of its content."
     folder.mkdir(parents=True, exist_ok=True)
     name = PurePosixPath(item.name)
-    kind = Image.open(io.BytesIO(data)).format
+    kind = Image.open(io.BytesIO(data)).format or ""
     end = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(kind, f".{kind.lower()}")
     if end not in SUFFIXES:  # a GIF called 1.jpg, say: as a png it is read everywhere
         Image.fromarray(decode(data)).save(buffer := io.BytesIO(), format="png")

@@ -50,7 +50,7 @@ def _rows(files: Files, table: str) -> tuple[list[tuple[int, dict]], list[str]]:
 
 def _row(columns: list[str], cells: list[str]) -> dict:
     "The cells by column. A missing cell is None; filled cells beyond the last column are under None."
-    row = dict(zip(columns, cells)) | dict.fromkeys(columns[len(cells):])
+    row = dict(zip(columns, cells, strict=False)) | dict.fromkeys(columns[len(cells):])
     extra = cells[len(columns):]
     return row | ({None: "".join(extra)} if any(extra) else {})
 

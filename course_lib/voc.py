@@ -23,11 +23,11 @@ from .specs import FLAGS, SPLITS, Finding, Object, error, warning
 def _read_voc(data: bytes) -> tuple[tuple[int, int], str, list[Object]]:
     "The image's size and file name as written, and the objects. ParseError or ValueError for a broken file."
     root = ElementTree.fromstring(data)
-    size = tuple(_number(_text(root, f"size/{side}"), 0) for side in ("width", "height"))
-    if not np.isfinite(size).all():
-        raise ValueError("it says that the image has {:g} x {:g} pixels".format(*size))
+    width, height = (_number(_text(root, f"size/{side}"), 0) for side in ("width", "height"))
+    if not np.isfinite([width, height]).all():
+        raise ValueError(f"it says that the image has {width:g} x {height:g} pixels")
     objects = [_read_object(node, i) for i, node in enumerate(root.iter("object"))]
-    return tuple(map(int, size)), _text(root, "filename").replace("\\", "/"), objects
+    return (int(width), int(height)), _text(root, "filename").replace("\\", "/"), objects
 
 
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -63,7 +63,8 @@ def voc_xml(
         _add(node, "name", thing.name)
         for flag in FLAGS: _add(node, flag, int(getattr(thing, flag)))
         box = _add(node, "bndbox")
-        for side, value in zip(_SIDES, thing.box): _add(box, side, f"{value:.9g}")  # all digits of a float32
+        for side, value in zip(_SIDES, thing.box, strict=True):
+            _add(box, side, f"{value:.9g}")  # all digits of a float32
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="utf-8")
 
@@ -96,11 +97,11 @@ class _VocImages:
 
     def take(self, xml: str, filename: str) -> str:
         "The image of the xml's own name, else of the `filename` in it. LookupError if there is not just one."
-        key, filename = _voc_key(xml), PurePosixPath(filename)
+        key, told = _voc_key(xml), PurePosixPath(filename)
         same_stem = self.by_stem[PurePosixPath(xml).stem]
         if "/" in key: same_stem = [n for n in same_stem if "/" not in _voc_key(n)]  # not a/0 for b/0
-        found = self.by_key.get(key) or same_stem or self.by_stem[filename.stem]
-        found = [name for name in found if PurePosixPath(name).name == filename.name] or found
+        found = self.by_key.get(key) or same_stem or self.by_stem[told.stem]
+        found = [name for name in found if PurePosixPath(name).name == told.name] or found
         if not found: raise LookupError(f"no JPEGImages/{key}.jpg")
         if len(found) > 1: raise LookupError(f"{' or '.join(found[:3])}, which is its image?")
         if owner := self.owner.get(found[0]): raise LookupError(f"{found[0]} is already the image of {owner}")

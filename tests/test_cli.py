@@ -16,7 +16,7 @@ from making import vouched
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from course_lib import data
+from course_lib import combine, data
 from course_lib.cli import add_options, argument_comments, main
 from course_lib.core import models, open_bundle
 
@@ -183,7 +183,7 @@ def test_evaluate_does_not_mind_another_order_of_classes(digits, bundle, capsys,
     load = data.load
     def turned(spec, **how):
         found = load(spec, **how)
-        part = data.in_order(found.test, found.classes[::-1])
+        part = combine.in_order(found.test, found.classes[::-1])
         assert [part.classes[k] for k in part.targets] == [found.classes[k] for k in found.test.targets]
         return replace(found, test=part, classes=part.classes)
     results = []

@@ -26,8 +26,11 @@ from course_lib.boxes import anchors, iou, xyxy_to_cxcywh
 from course_lib.core import CourseError, models, open_model
 from course_lib.data import DETECTION, Images, load
 from course_lib.doctor import check, write_splits
-from course_lib.detection import (AveragePrecision, Coco, Detection, ap50, as_truth, best_threshold, detections, free_place,
-                                  diagnose, draw, evaluate_detector, learn_by_heart, scores_of, sort_detections, squared)
+from course_lib.detection import (AveragePrecision, CocoMetric, Detection, as_truth, best_threshold,
+                                  detections, sort_detections)
+from course_lib.diagnosis import ap50, diagnose, evaluate_detector, learn_by_heart, scores_of
+from course_lib.scenes import squared
+from course_lib.drawing import draw, free_place
 from course_lib.training import Recipe
 
 TINY = dict(weights="none", input_size=64, epochs=2, batch_size=8, width=32, head="lite", augment="near")
@@ -168,7 +171,7 @@ def by_pycocotools(found, targets, classes=3):
 
 def measured(found, targets):
     "map, map_50 and map_75 by the course's metric."
-    metric = Coco()
+    metric = CocoMetric()
     metric.update(found, as_truth(targets))
     return [metric.compute()[name].item() for name in ("map", "map_50", "map_75")]
 
@@ -482,11 +485,11 @@ import torch
 import torch.distributed as dist
 sys.path.insert(0, {tests!r})
 from test_detection import known_answers
-from course_lib.detection import Coco, as_truth
+from course_lib.detection import CocoMetric, as_truth
 dist.init_process_group("gloo")
 found, truth = known_answers()
 mine = slice(0, 3) if dist.get_rank() == 0 else slice(3, 5)
-metric = Coco(compute_on_cpu=True)
+metric = CocoMetric(compute_on_cpu=True)
 metric.update(found[mine], as_truth(truth[mine]))
 scores = metric.compute()
 if dist.get_rank() == 0: torch.save({{name: scores[name] for name in ("map", "map_50")}}, sys.argv[1])
@@ -515,7 +518,7 @@ def test_processes_with_unequal_shares_measure_as_one(tmp_path):
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found, truth = known_answers()
-    (metric := Coco()).update(found, as_truth(truth))
+    (metric := CocoMetric()).update(found, as_truth(truth))
     expected = metric.compute()
     assert 0 < expected["map"] < 1
     for name, value in torch.load(tmp_path / "two.pt").items(): assert value == pytest.approx(expected[name].item(), abs=1e-9)

@@ -1,4 +1,4 @@
-"Downloads from a server on this machine, in the formats of the originals: once, checked, and with a way out when they fail."
+"Downloads from a server on this machine, in the formats of the originals: once, checked, and failures."
 import gzip
 import hashlib
 import io
@@ -18,7 +18,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 from torchvision.datasets import voc as voc_module
@@ -51,8 +50,10 @@ def rows(n, start): return np.stack([scene(start + i, 32, 32).transpose(2, 0, 1)
 
 def cifar(patch, url, kind, folder, parts, label_key, names_key, classes, meta):
     "CIFAR's pickled batches: 20 images of 2 classes in each part."
-    batch = lambda start: {"data": rows(20, start), label_key: [i % 2 for i in range(20)]}
-    files = {part: pickle.dumps(batch(100 * n)) for n, part in enumerate(parts)} | {meta: pickle.dumps({names_key: classes})}
+    def batch(start): return {"data": rows(20, start), label_key: [i % 2 for i in range(20)]}
+
+    files = {part: pickle.dumps(batch(100 * n))
+             for n, part in enumerate(parts)} | {meta: pickle.dumps({names_key: classes})}
     archive = tar({f"{folder}/{name}": content for name, content in files.items()})
     kind = getattr(datasets, kind)
     patch.setattr(kind, "url", f"{url}/{kind.filename}")
@@ -71,22 +72,26 @@ def fashion(patch, url):
         images = np.stack([scene(start + i, 28, 28)[..., 0] for i in range(n)])
         labels = np.arange(n) % 10
         files[f"{part}-images-idx3-ubyte.gz"] = struct.pack(">IIII", 2051, n, 28, 28) + images.tobytes()
-        files[f"{part}-labels-idx1-ubyte.gz"] = struct.pack(">II", 2049, n) + labels.astype(np.uint8).tobytes()
+        files[f"{part}-labels-idx1-ubyte.gz"] = struct.pack(">II", 2049,
+                                                            n) + labels.astype(np.uint8).tobytes()
     files = {name: gzip.compress(content) for name, content in files.items()}
     patch.setattr(datasets.FashionMNIST, "mirrors", [f"{url}/"])
-    patch.setattr(datasets.FashionMNIST, "resources", [(name, md5(content)) for name, content in files.items()])
+    patch.setattr(datasets.FashionMNIST, "resources",
+                  [(name, md5(content)) for name, content in files.items()])
     return files
 
 
 def pets(patch, url):
-    lines = {part: [(f"{breed}_{n}", k) for k, breed in enumerate(("Abyssinian", "basset_hound"), 1) for n in range(start, stop)]
+    lines = {part: [(f"{breed}_{n}", k) for k, breed in enumerate(("Abyssinian", "basset_hound"), 1)
+                    for n in range(start, stop)]
              for part, start, stop in (("trainval", 0, 20), ("test", 20, 30))}
     names = [name for part in lines.values() for name, _ in part]
     images = tar({f"images/{name}.jpg": encoded(scene(i), "jpeg") for i, name in enumerate(names)})
     notes = tar({f"annotations/{part}.txt": "".join(f"{name} {k} {k} 1\n" for name, k in pairs).encode()
                  for part, pairs in lines.items()})
     files = {"images.tar.gz": images, "annotations.tar.gz": notes}
-    patch.setattr(datasets.OxfordIIITPet, "_RESOURCES", tuple((f"{url}/{n}", md5(content)) for n, content in files.items()))
+    patch.setattr(datasets.OxfordIIITPet, "_RESOURCES",
+                  tuple((f"{url}/{n}", md5(content)) for n, content in files.items()))
     return files
 
 
@@ -98,12 +103,14 @@ def mat(**values):
 def flowers(patch, url):
     "Three images of each of 102 classes: one for each split."
     numbers = np.arange(1, 307)
-    files = {"102flowers.tgz": tar({f"jpg/image_{n:05}.jpg": encoded(scene(int(n), 16, 16), "jpeg") for n in numbers}),
+    files = {"102flowers.tgz": tar({f"jpg/image_{n:05}.jpg": encoded(scene(int(n), 16, 16), "jpeg")
+                                    for n in numbers}),
              "imagelabels.mat": mat(labels=(numbers - 1) % 102 + 1),
              "setid.mat": mat(trnid=numbers[:102], valid=numbers[102:204], tstid=numbers[204:])}
-    kinds = dict(zip(("image", "label", "setid"), files))
+    kinds = dict(zip(("image", "label", "setid"), files, strict=True))
     patch.setattr(datasets.Flowers102, "_download_url_prefix", f"{url}/")
-    patch.setattr(datasets.Flowers102, "_file_dict", {kind: (name, md5(files[name])) for kind, name in kinds.items()})
+    patch.setattr(datasets.Flowers102, "_file_dict",
+                  {kind: (name, md5(files[name])) for kind, name in kinds.items()})
     return files
 
 
@@ -123,37 +130,47 @@ def voc(patch, url, year):
     "VOC: Annotations, ImageSets and JPEGImages in this order, as in the originals."
     parts = dict(train=range(0, 8), val=range(8, 14), trainval=range(0, 14))
     archives = {year: tar(voc_files(year, range(14), parts), "w:")}
-    if year == "2007": archives["2007-test"] = tar(voc_files(year, range(14, 20), dict(test=range(14, 20))), "w:")
+    if year == "2007":
+        archives["2007-test"] = tar(voc_files(year, range(14, 20), dict(test=range(14, 20))), "w:")
     files = {}
     for key, content in archives.items():
         entry = dict(voc_module.DATASET_YEAR_DICT[key])
         files[entry["filename"]] = content
-        patch.setitem(voc_module.DATASET_YEAR_DICT, key, entry | dict(url=f"{url}/{entry['filename']}", md5=md5(content)))
+        patch.setitem(voc_module.DATASET_YEAR_DICT, key,
+                      entry | dict(url=f"{url}/{entry['filename']}", md5=md5(content)))
     return files
 
 
 def voc_files(year, numbers, parts):
     root = f"VOCdevkit/VOC{year}"
-    lists = parts | {f"cat_{name}": part for name, part in parts.items()}  # one per class too, which must not confuse
+    # one per class too, which must not confuse
+    lists = parts | {f"cat_{name}": part for name, part in parts.items()}
     return {**{f"{root}/Annotations/{n:06}.xml": voc_xml(filename=f"{n:06}.jpg").encode() for n in numbers},
-            **{f"{root}/ImageSets/Main/{name}.txt": "".join(f"{n:06}{'  1' * ('_' in name)}\n" for n in part).encode()
+            **{f"{root}/ImageSets/Main/{name}.txt": "".join(f"{n:06}{'  1' * ('_' in name)}\n"
+                                                            for n in part).encode()
                for name, part in lists.items()},
             **{f"{root}/JPEGImages/{n:06}.jpg": encoded(scene(n), "jpeg") for n in numbers}}
 
 
 MAKERS = {
-    "cifar10": partial(cifar, kind="CIFAR10", folder="cifar-10-batches-py", label_key="labels", names_key="label_names",
-                       parts=[f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"], classes=["airplane", "automobile"],
+    "cifar10": partial(cifar, kind="CIFAR10", folder="cifar-10-batches-py", label_key="labels",
+                       names_key="label_names",
+                       parts=[f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"],
+                       classes=["airplane", "automobile"],
                        meta="batches.meta"),
-    "cifar100": partial(cifar, kind="CIFAR100", folder="cifar-100-python", label_key="fine_labels", names_key="fine_label_names",
+    "cifar100": partial(cifar, kind="CIFAR100", folder="cifar-100-python", label_key="fine_labels",
+                        names_key="fine_label_names",
                         parts=["train", "test"], classes=["apple", "aquarium_fish"], meta="meta"),
     "fashion-mnist": fashion, "pets": pets, "flowers102": flowers, "food101": food,
     "voc2007": partial(voc, year="2007"), "voc2012": partial(voc, year="2012"),
 }
 EXPECTED = {  # classes, and the images of train + valid, valid and test; None where it follows from shares
-    "cifar10": (["airplane", "automobile"], 100, None, 20), "cifar100": (["apple", "aquarium_fish"], 20, None, 20),
-    "fashion-mnist": (datasets.FashionMNIST.classes, 40, None, 20), "pets": (["Abyssinian", "Basset Hound"], 40, None, 20),
-    "flowers102": (datasets.Flowers102.classes, 204, 102, 102), "food101": (["apple_pie", "waffles"], 40, None, 20),
+    "cifar10": (["airplane", "automobile"], 100, None, 20),
+    "cifar100": (["apple", "aquarium_fish"], 20, None, 20),
+    "fashion-mnist": (datasets.FashionMNIST.classes, 40, None, 20),
+    "pets": (["Abyssinian", "Basset Hound"], 40, None, 20),
+    "flowers102": (datasets.Flowers102.classes, 204, 102, 102),
+    "food101": (["apple_pie", "waffles"], 40, None, 20),
     "voc2007": (["cat", "dog"], 14, 6, 6), "voc2012": (["cat", "dog"], 14, None, None),
 }
 
@@ -207,7 +224,8 @@ def server():
 @pytest.fixture(params=SETS)
 def name(request, server, tmp_path, monkeypatch):
     "A data set's name, after its archives were put on the server."
-    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"): monkeypatch.delenv(variable, raising=False)
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("COURSE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TQDM_DISABLE", "1")
     server.files = MAKERS[request.param](monkeypatch, server.url)
@@ -235,7 +253,8 @@ def refused(name):
     "The one line that says why it cannot be had."
     with pytest.raises(CourseError) as caught: load(name)
     message = str(caught.value)
-    assert "\n" not in message and f"datasets/{name}.md" in message and "'streets'" in message and "()" not in message
+    assert "\n" not in message and "()" not in message
+    assert f"datasets/{name}.md" in message and "'streets'" in message
     return message
 
 
@@ -270,7 +289,8 @@ def test_each_says_what_it_is(spec, tmp_path, monkeypatch):
 @pytest.mark.parametrize("option", ["self", "source", "loader", "path", "year", "tset"])
 def test_an_unknown_option_is_refused_before_anything_is_fetched(option, name, server):
     with pytest.raises(CourseError, match=f"unknown data option '{option}'"): load(f"{name}?{option}=1")
-    assert not server.asked or name.startswith("voc")  # whose options are those of a folder, read when it is there
+    # whose options are those of a folder, read when it is there
+    assert not server.asked or name.startswith("voc")
 
 
 def test_a_download_happens_once(name, server):
@@ -284,7 +304,8 @@ def test_a_download_happens_once(name, server):
 
 def test_images_are_those_of_the_archive(name):
     splits = check(name)
-    if name.startswith("cifar"): expected = {describe(scene(100 * n + i, 32, 32)).digest for n in range(6) for i in range(20)}
+    if name.startswith("cifar"):
+        expected = {describe(scene(100 * n + i, 32, 32)).digest for n in range(6) for i in range(20)}
     elif name == "fashion-mnist": expected = {describe(np.repeat(scene(s, 28, 28)[..., :1], 3, 2)).digest
                                               for s in [*range(40), *range(500, 520)]}
     else: expected = {look(encoded(scene(n, *size), "jpeg")).digest for n in range(400)
@@ -357,7 +378,8 @@ def test_two_at_once_download_once(name, server):
 
 
 PLACES = {  # where the cards say to put files that were fetched by hand
-    "cifar10": "", "cifar100": "", "fashion-mnist": "FashionMNIST/raw", "pets": "oxford-iiit-pet", "flowers102": "flowers-102",
+    "cifar10": "", "cifar100": "", "fashion-mnist": "FashionMNIST/raw", "pets": "oxford-iiit-pet",
+    "flowers102": "flowers-102",
     "food101": "", "voc2007": "", "voc2012": "",
 }
 
@@ -365,10 +387,13 @@ PLACES = {  # where the cards say to put files that were fetched by hand
 def originals(name):
     "The files that torchvision wants: (address, md5)."
     kind = getattr(datasets, sources[name].kind)
-    if name.startswith("voc"): return [(e["url"], e["md5"]) for key, e in voc_module.DATASET_YEAR_DICT.items() if key.startswith(name[3:])]
+    if name.startswith("voc"):
+        return [(e["url"], e["md5"]) for key, e in voc_module.DATASET_YEAR_DICT.items()
+                if key.startswith(name[3:])]
     if name.startswith("cifar"): return [(kind.url, kind.tgz_md5)]
     if name == "fashion-mnist": return [(kind.mirrors[0] + file, md5) for file, md5 in kind.resources]
-    if name == "flowers102": return [(kind._download_url_prefix + file, md5) for file, md5 in kind._file_dict.values()]
+    if name == "flowers102":
+        return [(kind._download_url_prefix + file, md5) for file, md5 in kind._file_dict.values()]
     return list(kind._RESOURCES) if name == "pets" else [(kind._URL, kind._MD5)]
 
 
@@ -377,7 +402,8 @@ def test_the_card_has_the_addresses_and_checksums(spec):
     text = (ROOT / "datasets" / f"{spec}.md").read_text(encoding="utf-8")
     for url, checksum in originals(spec): assert url in text and checksum in text
     assert f"`{spec}`" in text and len(text.splitlines()) < 45
-    assert all(word in text for word in ("Source", "Licence", "Authors", "Size", "Classes", "Splits", "wrong"))
+    assert all(word in text
+               for word in ("Source", "Licence", "Authors", "Size", "Classes", "Splits", "wrong"))
     assert f"{spec}.md" in (ROOT / "datasets" / "README.md").read_text(encoding="utf-8")
 
 

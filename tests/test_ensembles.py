@@ -14,7 +14,8 @@ from course_lib.core import CourseError, models, open_model
 from course_lib.data import load, pixels, to_float
 from course_lib.ensembles import Regularized, Together, joins, judge, said_by, vote_weights
 from course_lib.evaluation import evaluate
-from course_lib.transfer import RAW, Backbone, embed, learn_transfer
+from course_lib.weights import RAW
+from course_lib.transfer import Backbone, embed, learn_transfer
 
 MEMBERS = ["mobilenet_v2", "timm:tf_efficientnet_lite0"]
 TINY = dict(members=",".join(MEMBERS), enlarge=32, input_size=32, weights="none", strategy="frozen", batch_size=10, head_epochs=2)

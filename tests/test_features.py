@@ -2,9 +2,11 @@
 import inspect
 import pickle
 import platform
+import sys
 import time
 import types
 import warnings
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
-from course_lib import features
+from course_lib import features, kernels
 from course_lib.core import CourseError
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -114,8 +116,8 @@ def test_every_gradient_of_bytes_falls_into_the_right_bin():
     degrees = np.arctan2(down, right) * (180 / np.pi) % 180
     for orientations in range(1, 37):
         expected = np.floor(degrees * orientations / 180)
-        assert (features._byte_bins(orientations, torch.device("cpu")).numpy() == expected).all(), orientations
-    cells = features.cell_histograms(tensor(images), 12, 3)[:, 0, 0].numpy() * 9  # only the middle has a gradient
+        assert (kernels.byte_bins(orientations, torch.device("cpu")).numpy() == expected).all(), orientations
+    cells = kernels.cell_histograms(tensor(images), 12, 3)[:, 0, 0].numpy() * 9  # only the middle has a gradient
     expected = np.eye(12)[np.floor(degrees / 15).astype(int)] * np.hypot(down, right)[:, None]
     np.testing.assert_allclose(cells, expected, rtol=1e-6, atol=1e-6)
 
@@ -248,10 +250,10 @@ BREAKS = {
     "neighbours from the top": ("2 * np.pi * np.arange(points, dtype=np.float64) / points",
                                 "np.pi / 2 + 2 * np.pi * np.arange(points, dtype=np.float64) / points"),
     "brighter, not at least as bright": ("neighbour >= (x", "neighbour > (x"),
-    "nearest pixel": ("near, far = _double(near), _double(x.narrow(dim, margin + low + 1, size))",
-                      "near, far = _double(near), _double(near)"),
+    "nearest pixel": ("near, far = as_double(near), as_double(x.narrow(dim, margin + low + 1, size))",
+                      "near, far = as_double(near), as_double(near)"),
     "float32 between pixels": ("else x.double()", "else x.float()"),
-    "border repeated": ("F.pad(x, [margin] * 4)", "F.pad(_double(x)[None], [margin] * 4, mode='replicate')[0]"),
+    "border repeated": ("F.pad(x, [margin] * 4)", "F.pad(as_double(x)[None], [margin] * 4, mode='replicate')[0]"),
     "three changes are uniform": ("torch.where(changes <= 2, ones", "torch.where(changes <= 3, ones"),
     "largest rotation": (".amin(0)", ".amax(0)"),
     "turns counted the other way": ("ones - first_zero, points - first_one", "first_zero - ones, first_one"),
@@ -262,12 +264,16 @@ BREAKS = {
 
 
 def broken(old, new):
-    "The module with one piece of its source replaced."
-    source = inspect.getsource(features)
-    assert source.count(old) >= 1, f"the knock-out does not fit the source any more: {old}"
-    module = types.ModuleType("course_lib.broken_features")
-    module.__package__ = "course_lib"
-    exec(compile(source.replace(old, new), "broken_features.py", "exec"), module.__dict__)
+    "`features` on top of `kernels`, both made anew, with one piece of their source replaced."
+    sources = {module.__name__.split(".")[1]: inspect.getsource(module) for module in (kernels, features)}
+    assert any(old in source for source in sources.values()), f"the knock-out does not fit the source any more: {old}"
+    with mock.patch.dict(sys.modules):  # where the broken features find the broken kernels, until the block ends
+        for name, source in sources.items():
+            module = types.ModuleType(f"course_lib.broken_{name}")
+            module.__package__ = "course_lib"
+            source = source.replace(old, new).replace("from .kernels import", "from .broken_kernels import")
+            exec(compile(source, f"broken_{name}.py", "exec"), module.__dict__)
+            sys.modules[module.__name__] = module
     return module
 
 

@@ -16,7 +16,7 @@ from course_lib.data import MULTI, load
 from course_lib.doctor import check, fix, write_splits
 from course_lib.multilabel import best_thresholds, evaluate_labels, focal, label_scores, losses
 from course_lib.evaluation import predicted
-from course_lib.transfer import at_hand
+from course_lib.weights import at_hand
 
 SEEING = dict(enlarge=32, input_size=32, strategy="frozen", batch_size=10, head_epochs=3)
 TINY = SEEING | dict(weights="none")

@@ -9,7 +9,7 @@ from torch import nn
 
 from course_lib.core import CourseError, models, open_model
 from course_lib.data import SINGLE, load, pixels
-from course_lib.detection import ZOOMS
+from course_lib.scenes import ZOOMS
 from course_lib.modern import MUON, Muon, Whiten, orthogonal
 from course_lib.recipes import SpeedNet, cutmix, cutout, mixup, training_flops
 from course_lib.training import LEAST, Recipe, augmentations, generator, optimizers, side_at, tasks
@@ -179,9 +179,9 @@ def test_the_first_layer_whitens_and_is_not_trained(splits, name):
     net = networks[name](5, size="small")
     layer = next(module for module in net.modules() if isinstance(module, Whiten))
     images = tasks[SINGLE](splits, 32, recipe).loader(splits.train, torch.device("cpu"), True).unchanged()
-    layer.look(images)
+    layer.data_init(images)
     looked = layer.weight.clone()
-    fit(net, splits, recipe, 32)                                                       # looks again, at the same images
+    fit(net, splits, recipe, 32)                                                       # initialized again, from the same images
     assert torch.equal(layer.weight, looked) and layer.bias.abs().max() > 0
     with torch.no_grad(): out = nn.functional.conv2d(images, layer.weight)             # [B, 24, 31, 31]
     covariance = torch.cov(out[:, :12].permute(1, 0, 2, 3).flatten(1))

@@ -23,11 +23,13 @@ from course_lib import ssd as module
 from course_lib.boxes import anchors, decode, match, pad_targets, per_cell
 from course_lib.core import CourseError
 from course_lib.data import DETECTION, Images, load
-from course_lib.ssd import (SSD, Features, Halve, Head, Maps, batch_of, halved, hardest, multibox_loss, multibox_sums, nodes,
-                            heads, norm, rows, shapes_of, usual_ratios, view)
+from course_lib.ssd import (SSD, Features, Halve, Head, Maps, halved, hardest, heads, multibox_loss,
+                            multibox_sums, nodes, norm, rows, shapes_of, usual_ratios)
+from course_lib.views import batch_of, view
 from course_lib.training import Recipe
 from course_lib.loop import fit
-from course_lib.transfer import at_hand, build, pretrained, stages, thaw
+from course_lib.weights import at_hand, build, pretrained
+from course_lib.transfer import stages, thaw
 
 real = pytest.mark.skipif(not at_hand("mobilenet_v2-b0353104.pth") or not at_hand("efficientnet-lite0-57934424.pth"),
                           reason="the two packages with weights are not installed: see `make help`")

@@ -19,8 +19,9 @@ from course_lib.doctor import write_splits
 from course_lib.evaluation import evaluate
 from course_lib.training import Recipe, groups
 from course_lib.loop import Job, fit, make_task
-from course_lib.transfer import (RAW, Backbone, Transfer, at_hand, build, embeddings, learn_transfer, phases, pretrained, published,
-                                 stages, take_head, thaw)
+from course_lib.weights import RAW, at_hand, build, pretrained, published
+from course_lib.transfer import (Backbone, Transfer, embeddings, learn_transfer, phases, stages,
+                                 take_head, thaw)
 
 NAMES = ("vgg16 resnet50 resnet101 densenet121 mobilenet_v2 efficientnet_b0 efficientnet_b1 vit_b_16 convnext_tiny swin_t "
          "regnet_y_400mf timm:tf_efficientnet_lite0 timm:mobilenetv3_small_100 timm:deit_tiny_patch16_224").split()
