@@ -21,8 +21,10 @@ def _planes(
     b: Tensor,  # [..., M, 4]
 ) -> tuple[Tensor, Tensor]:
     "x1, y1, x2, y2 of both, each in one piece of memory: [4, ..., N, 1] and [4, ..., 1, M]."
-    plane = lambda boxes: (boxes if boxes.dtype == torch.float64 else boxes.float()).movedim(-1, 0).contiguous()
-    return plane(a)[..., None], plane(b)[..., None, :]
+    def planes(boxes):  # [..., N, 4] to [4, ..., N]
+        wide = boxes if boxes.dtype == torch.float64 else boxes.float()
+        return wide.movedim(-1, 0).contiguous()
+    return planes(a)[..., None], planes(b)[..., None, :]
 
 
 def intersection_and_union(
@@ -31,9 +33,9 @@ def intersection_and_union(
 ) -> tuple[Tensor, Tensor]:  # two times [..., N, M]
     "The area that both boxes cover, and the area that at least one of them covers, for all pairs."
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = _planes(a, b)
-    inter = torch.min(ax2, bx2).sub_(torch.max(ax1, bx1)).clamp_(min=0)              # the width,
+    inter = torch.min(ax2, bx2).sub_(torch.max(ax1, bx1)).clamp_(min=0)              # the width
     inter *= torch.min(ay2, by2).sub_(torch.max(ay1, by1)).clamp_(min=0)             # times the height
-    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1)                    # what is in both counts twice
+    union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1)  # the overlap counts twice
     return inter, union.sub_(inter)
 
 # %% ../nbs/13_boxes.ipynb #d3b72bea
@@ -41,7 +43,7 @@ def iou(
     a: Tensor,  # boxes [..., N, 4], x1 y1 x2 y2 in any unit
     b: Tensor,  # boxes [..., M, 4], in the same unit
 ) -> Tensor:    # [..., N, M], 0..1
-    "Intersection over union of all pairs (Jaccard 1912). 0 if they have no area."
+    "Intersection over union of all pairs (Jaccard 1912); 0 for a pair without area."
     inter, union = intersection_and_union(a, b)
     return inter / union.where(union > 0, 1)
 
@@ -50,7 +52,7 @@ def giou(
     a: Tensor,  # boxes [..., N, 4], x1 y1 x2 y2 in any unit
     b: Tensor,  # boxes [..., M, 4], in the same unit
 ) -> Tensor:    # [..., N, M], -1..1
-    "Generalised IoU of all pairs (Rezatofighi et al. 2019, algorithm 1): the farther apart, the closer to -1."
+    "Generalised IoU of all pairs (Rezatofighi et al. 2019, algorithm 1); near -1 for boxes far apart."
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = _planes(a, b)
     hull = (torch.max(ax2, bx2) - torch.min(ax1, bx1)) * (torch.max(ay2, by2) - torch.min(ay1, by1))
     inter, union = intersection_and_union(a, b)
@@ -78,7 +80,9 @@ def linear_scales(
     smallest: float = 0.2,  # scale of the first, as a share of the image's side
     largest: float = 0.9,   # scale of the last
 ) -> list[float]:
-    "One scale for each map in equal steps, and one more for the extra box of the last (Liu et al. 2016, equation 4)."
+    """One scale for each map in equal steps (Liu et al. 2016, equation 4), and 1.0 behind the last.
+
+    For a single map: its scale is `smallest`, and `largest` stands behind it."""
     if maps == 1: return [smallest, largest]
     return [smallest + (largest - smallest) * k / (maps - 1) for k in range(maps)] + [1.0]
 
@@ -95,56 +99,61 @@ def shapes(
     following: float,         # of the next
     ratios: Sequence[float],  # besides 1; 2 stands for 2:1 and 1:2
 ) -> Tensor:                  # [S, 2], width and height as shares of the image's
-    "The sides of the anchors at one cell (Liu et al. 2016, section 2.2): two squares, then a pair for each ratio."
+    "Sides of the anchors at a cell (Liu et al. 2016, section 2.2): two squares, then a pair for each ratio."
     extra = math.sqrt(scale * following)
     pairs = [(scale * math.sqrt(ratio), scale / math.sqrt(ratio)) for ratio in ratios]
-    return torch.tensor([(scale, scale), (extra, extra)] + [side for w, h in pairs for side in ((w, h), (h, w))])
+    long = [side for w, h in pairs for side in ((w, h), (h, w))]
+    return torch.tensor([(scale, scale), (extra, extra)] + long)
 
 # %% ../nbs/13_boxes.ipynb #117d30d2
 def anchors(
     maps: Sequence[tuple[int, int]],             # rows and columns of each feature map
     scales: Sequence[float],                     # one for each map and one more, as from `linear_scales`
     ratios: Sequence[Sequence[float]],           # for each map, its aspect ratios besides 1
-    image: tuple[float, float] = (1.0, 1.0),   # height and width: (1, 1) for shares, (300, 300) for pixels
+    image: tuple[float, float] = (1.0, 1.0),     # height and width: (1, 1) for shares, (300, 300) for pixels
     steps: Sequence[float] | None = None,        # from centre to centre, in the unit of `image`; None: even
     clip: bool = True,                           # no side longer than the image's; corners may lie outside
 ) -> Tensor:                                     # [A, 4], x1 y1 x2 y2 in the unit of `image`
-    """The default boxes of SSD (Liu et al. 2016, section 2.2), by map, then row, column and shape, as a head's outputs.
+    """The default boxes of SSD (Liu et al. 2016, section 2.2), ordered by map, row, column and shape.
 
     A pure function: compute them once and keep them. CourseError if the lists do not belong together."""
     if len(scales) != len(maps) + 1 or len(ratios) != len(maps) or (steps and len(steps) != len(maps)):
-        raise CourseError(f"{len(maps)} maps need as many ratios and steps and one scale more, not {len(ratios)} "
-                          f"ratios, {len(steps or maps)} steps, {len(scales)} scales")
-    (height, width), parts = image, []
+        raise CourseError(f"{len(maps)} maps need as many ratios and steps and one scale more, "
+                          f"not {len(ratios)} ratios, {len(steps or maps)} steps, {len(scales)} scales")
+    height, width = image
+    parts = []
     for k, (rows, columns) in enumerate(maps):
         down, across = (height / steps[k], width / steps[k]) if steps else (rows, columns)
-        y, x = torch.meshgrid((torch.arange(rows) + 0.5) / down, (torch.arange(columns) + 0.5) / across, indexing="ij")
+        ys, xs = (torch.arange(rows) + 0.5) / down, (torch.arange(columns) + 0.5) / across
+        y, x = torch.meshgrid(ys, xs, indexing="ij")  # [rows, columns]
         sides = shapes(scales[k], scales[k + 1], ratios[k]).clamp(max=1.0 if clip else math.inf)     # [S, 2]
-        centres = torch.stack([x, y], -1).view(-1, 1, 2).expand(-1, len(sides), -1)                 # [cells, S, 2]
-        parts.append(torch.cat([centres, sides.expand_as(centres)], -1).flatten(0, 1))              # [cells * S, 4]
+        centres = torch.stack([x, y], -1).view(-1, 1, 2).expand(-1, len(sides), -1)  # [cells, S, 2]
+        parts.append(torch.cat([centres, sides.expand_as(centres)], -1).flatten(0, 1))  # [cells * S, 4]
     return cxcywh_to_xyxy(torch.cat(parts)) * torch.tensor([width, height, width, height])
 
 # %% ../nbs/13_boxes.ipynb #caba492c
 def pad_targets(
     targets: Sequence[dict],  # for each image: boxes [N, 4] and labels [N] from 1, tensors or arrays
 ) -> tuple[Tensor, Tensor]:   # boxes float32 [B, N, 4], labels int64 [B, N]; N of the image with most objects
-    "The targets of a batch, filled up with zeros: a label of 0, the background, says that there is no object."
-    fill = lambda name, dtype: pad_sequence([torch.as_tensor(t[name], dtype=dtype) for t in targets], batch_first=True)
+    "The targets of a batch, padded with zeros: a label of 0, the background, says that there is no object."
+    def fill(name, dtype):
+        lists = [torch.as_tensor(target[name], dtype=dtype) for target in targets]
+        return pad_sequence(lists, batch_first=True)
     return fill("boxes", torch.float32), fill("labels", torch.int64)
 
 # %% ../nbs/13_boxes.ipynb #fb6e9acb
 def bipartite(
-    quality: Tensor,  # IoU of objects and anchors [B, N, A], 0 for those that must not be joined; it is changed
+    quality: Tensor,  # IoU of objects and anchors [B, N, A], 0 for pairs that must not be joined; changed
 ) -> Tensor:          # [B, N], the number of each object's own anchor; -1: none is left that it touches
-    """Join objects and anchors one to one by falling quality, as Liu et al.'s code does (after Erhan et al. 2014).
+    """Join objects and anchors one to one by falling quality, as Liu et al.'s code (after Erhan et al. 2014).
 
-    Of equal pairs that of the earlier object comes first, then that of the earlier anchor. The method is Gale and
-    Shapley's, 1962: ask, hold the strongest, strike out, ask again."""
+    Of equal pairs that of the earlier object comes first, then that of the earlier anchor. The method is
+    that of Gale and Shapley (1962): ask, hold the strongest, cross out, ask again."""
     B, N, A = quality.shape
     best, choice = quality.max(-1)                                                  # [B, N]
     number = torch.arange(N, device=quality.device).expand(B, N)
     while True:
-        held = quality.new_zeros(B, A).scatter_reduce_(1, choice, best, "amax")     # the strongest claim on each anchor
+        held = quality.new_zeros(B, A).scatter_reduce_(1, choice, best, "amax")     # [B, A], the highest IoU
         strongest = number.where(best == held.gather(1, choice), N)                 # [B, N]
         holder = number.new_full((B, A), N).scatter_reduce_(1, choice, strongest, "amin")
         lost = (holder.gather(1, choice) != number) & (best > 0)                    # [B, N]
@@ -152,7 +161,8 @@ def bipartite(
         b, n = lost.nonzero(as_tuple=True)
         rows = quality[b, n]                                                        # [lost, A]
         stronger = (held[b] > rows) | (held[b] == rows) & (holder[b] < n[:, None])
-        quality[b, n] = rows = rows.masked_fill(stronger, 0)
+        rows = rows.masked_fill(stronger, 0)
+        quality[b, n] = rows
         best[b, n], choice[b, n] = rows.max(-1)
 
 # %% ../nbs/13_boxes.ipynb #3133ec42
@@ -163,18 +173,20 @@ def match(
     valid: Tensor,            # bool [B, N], False for padding
     threshold: float = 0.5,   # the least IoU of an anchor and its object, above 0
 ) -> Tensor:                  # int64 [B, A], the number of each anchor's object in its image; -1: background
-    """Which anchor learns which object (Liu et al. 2016, section 2.2, "Matching strategy"), for a whole batch at once.
+    """Which anchor learns which object, in a whole batch (Liu et al. 2016, section 2.2, "Matching strategy").
 
-    Each object gets one anchor of its own, as by `bipartite`. Every other anchor learns the object of highest IoU, the
-    earlier of equal ones, if that reaches the threshold. CourseError if the threshold is not above 0."""
-    if not threshold > 0: raise CourseError(f"threshold={threshold}: anchors that touch no object are background")
-    (B, N), A = valid.shape, len(anchors)
+    Each object gets one anchor of its own, as by `bipartite`. Every other anchor learns the object of highest
+    IoU, the earlier of equal ones, if that reaches the threshold. CourseError if the threshold is not above 0."""
+    if not threshold > 0:
+        raise CourseError(f"threshold={threshold}: anchors that touch no object are background")
+    B, N = valid.shape
+    A = len(anchors)
     matched = torch.full((B, A), -1, device=boxes.device)
     if N == 0: return matched
-    boxes = boxes.where(valid[..., None], 0).flatten(0, 1)                          # [B*N, 4]; zeros touch nothing
+    boxes = boxes.where(valid[..., None], 0).flatten(0, 1)  # [B*N, 4]; zeros touch nothing
     quality = torch.empty(B * N, A, device=boxes.device)
-    for part, some in zip(quality.split(64), boxes.split(64)):                      # few at a time stay in fast memory
-        torch.div(*intersection_and_union(some, anchors), out=part)                 # anchors have an area: never 0/0
+    for part, some in zip(quality.split(64), boxes.split(64)):  # few at a time stay in fast memory
+        torch.div(*intersection_and_union(some, anchors), out=part)  # anchors have an area: never 0/0
     quality = quality.view(B, N, A)
     b, a = (quality.amax(1) >= threshold).nonzero(as_tuple=True)
     matched[b, a] = quality[b, :, a].argmax(1)
@@ -194,7 +206,8 @@ def encode(
     variances: Sequence[float] = VARIANCES,  # of x, y, w, h
 ) -> Tensor:                                 # [..., A, 4], offsets of x, y, w, h without a unit
     "How boxes differ from their anchors (Girshick et al. 2014, appendix C; Liu et al. 2016, equation 2)."
-    there, here = xyxy_to_cxcywh(boxes), xyxy_to_cxcywh(anchors)
+    there = xyxy_to_cxcywh(boxes)
+    here = xyxy_to_cxcywh(anchors)
     centre = (there[..., :2] - here[..., :2]) / here[..., 2:]
     sides = (there[..., 2:] / here[..., 2:]).log()
     return torch.cat([centre, sides], -1) / torch.tensor(variances, device=boxes.device)
@@ -205,8 +218,9 @@ def decode(
     anchors: Tensor,                         # [A, 4], x1 y1 x2 y2
     variances: Sequence[float] = VARIANCES,  # as when encoding
 ) -> Tensor:                                 # [..., A, 4], x1 y1 x2 y2 in the unit of the anchors
-    "Boxes from offsets: the inverse of `encode`. Sides are at most 62.5 times the anchor's, so that none is infinite."
-    offsets, here = offsets * torch.tensor(variances, device=offsets.device), xyxy_to_cxcywh(anchors)
+    "Boxes from offsets: the inverse of `encode`, with sides of at most 62.5 times the anchor's."
+    here = xyxy_to_cxcywh(anchors)
+    offsets = offsets * torch.tensor(variances, device=offsets.device)
     centre = here[..., :2] + offsets[..., :2] * here[..., 2:]
     sides = here[..., 2:] * offsets[..., 2:].clamp(max=LARGEST).exp()
     return cxcywh_to_xyxy(torch.cat([centre, sides], -1))
@@ -216,17 +230,18 @@ def nms(
     boxes: Tensor,                   # [K, 4], x1 y1 x2 y2 in any unit, of all images and classes
     scores: Tensor,                  # [K]
     labels: Tensor | None = None,    # int64 [K], the classes, from 0; None: one class
-    images: Tensor | None = None,  # int64 [K], the images, from 0; None: one image
+    images: Tensor | None = None,    # int64 [K], the images, from 0; None: one image
     threshold: float = 0.45,         # boxes of an image and class with a higher IoU are duplicates
     top: int = 200,                  # at most so many stay in each image
 ) -> Tensor:                         # int64, the numbers of the boxes that stay
     """Non-maximum suppression for each class of each image of a batch (Girshick et al. 2014, section 2.2).
 
-    What stays is ordered by image, then by falling score, then by place in `boxes`: of two duplicates with the same
-    score the earlier one stays."""
+    What stays is ordered by image, then by falling score, then by place in `boxes`: of two duplicates with
+    the same score the earlier one stays."""
     none = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     if not len(boxes): return none
-    labels, images = none if labels is None else labels, none if images is None else images
+    labels = none if labels is None else labels
+    images = none if images is None else images
     group = images * (labels.max() + 1) + labels
     kept = batched_nms(boxes.double() - boxes.min(), scores.double(), group, threshold).sort().values
     kept = kept[scores[kept].argsort(descending=True, stable=True)]
@@ -241,12 +256,14 @@ def check_boxes(
     labels: Tensor,  # [N], whole numbers from 1
     name: str,       # of the file, for the error
 ) -> None:
-    "Refuse a target that cannot be trained on. CourseError with the name and the number of the first bad box, from 0."
+    "Refuse a target that cannot be trained on: CourseError with the name and the first bad box, from 0."
     boxes, labels = torch.as_tensor(boxes), torch.as_tensor(labels)
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1] or labels.is_floating_point():
-        raise CourseError(f"'{name}': boxes {list(boxes.shape)} and labels {list(labels.shape)} of {labels.dtype}, "
-                          "expected are [N, 4] and [N] of whole numbers")
-    (x1, y1, x2, y2), ask = boxes.float().unbind(1), "run `course data check`"
+    fits = boxes.ndim == 2 and boxes.shape[1] == 4 and labels.shape == boxes.shape[:1]
+    if not fits or labels.is_floating_point():
+        raise CourseError(f"'{name}': boxes {list(boxes.shape)} and labels {list(labels.shape)} of "
+                          f"{labels.dtype}, expected are [N, 4] and [N] of whole numbers")
+    x1, y1, x2, y2 = boxes.float().unbind(1)
+    ask = "run `course data check`"
     area = (x2 - x1) * (y2 - y1)
     faults = {f"is not four finite numbers of a usable size: {ask}": ~area.isfinite(),
               f"has min and max swapped: {ask}": (x2 < x1) | (y2 < y1), f"has no area: {ask}": area == 0,

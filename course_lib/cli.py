@@ -21,8 +21,22 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import (CourseError, evaluators, home, import_file, log, model_in, models, networks, open_bundle, open_model,
-                   progress, sources, within, writable_bundle)
+from course_lib.core import (
+    CourseError,
+    evaluators,
+    home,
+    import_file,
+    log,
+    model_in,
+    models,
+    networks,
+    open_bundle,
+    open_model,
+    progress,
+    sources,
+    within,
+    writable_bundle,
+)
 
 # %% ../nbs/91b_cli.ipynb #557b1ae3
 def argument_comments(
@@ -38,7 +52,8 @@ def add_options(
     parser: argparse.ArgumentParser,
     function,  # whose arguments after the first become options
 ) -> None:
-    "An option for each argument of `function`: its type and default from the signature, its help from the comment."
+    """An option for each argument of `function`: its type and default from the signature, its help from
+    the comment."""
     comments = argument_comments(function)
     for name, argument in list(inspect.signature(function, eval_str=True).parameters.items())[1:]:
         if name in ("seed", "folder"): continue  # every command has the one; the other follows from --out
@@ -65,7 +80,13 @@ def data_list(args) -> int:
     models.discover()
     for name in sorted(sources):
         text = ABOUT.get(name) or inspect.getdoc(sources[name]).split("\n")[0]
-        state = "" if name not in ABOUT else "  [downloaded]" if (home() / name).is_dir() else "  [not downloaded]"
+        state = (
+            ""
+            if name not in ABOUT
+            else "  [downloaded]"
+            if (home() / name).is_dir()
+            else "  [not downloaded]"
+        )
         print(f"{name:<14} {text}{state}")
     print(f"\nor a path: {PATHS}")
     return 0
@@ -99,7 +120,9 @@ def data_render(args) -> int:
     from course_lib.data import load
     from course_lib.doctor import write_splits
     wanted = {name: getattr(args, name) for name in ("view", "condition", "n", "size")}
-    splits = load("streets", seed=args.seed, **{name: value for name, value in wanted.items() if value is not None})
+    splits = load(
+        "streets", seed=args.seed, **{name: value for name, value in wanted.items() if value is not None}
+    )
     write_splits(splits, args.format, args.out)
     print(f"wrote {args.out}: {splits}")
     return 0
@@ -119,7 +142,9 @@ def train(args) -> int:
     predictor = function(splits, **options, **where)
     seconds = round(time.perf_counter() - started, 2)
     if int(os.environ.get("RANK", 0)): return 0  # under torchrun the first process saves
-    metrics = dict(train_seconds=seconds, **{k: v for k, v in predictor.about.items() if k.startswith("valid_")})
+    metrics = dict(
+        train_seconds=seconds, **{k: v for k, v in predictor.about.items() if k.startswith("valid_")}
+    )
     predictor.save(out, architecture=args.model, arguments=options, seed=args.seed, metrics=metrics,
                    data=dict(spec=args.data, fingerprint=splits.fingerprint))
     print(f"trained {args.model} in {seconds:.1f} s; saved in {args.out}")
@@ -144,7 +169,10 @@ def train_list() -> int:
         text, net = inspect.getdoc(models[name]).split("\n")[0], untrained(name)
         low, high = getattr(net, "sizes", (32, 64))
         weights = f"{sum(p.numel() for p in net.parameters()):,} weights" if net else ""
-        print(f"{name:<18} {f'{size} px' if size else f'{low} to {high} px' if given else 'any size':<13} {weights:<18} {text}")
+        print(
+            f"{name:<18} {f'{size} px' if size else f'{low} to {high} px' if given else 'any size':<13} "
+            f"{weights:<18} {text}"
+        )
     return 0
 
 # %% ../nbs/91b_cli.ipynb #1949dc7c
@@ -168,10 +196,17 @@ def evaluate_bundle(args) -> int:
     if predictor.task != splits.task:
         raise CourseError(f"the bundle is for {predictor.task} data, this data is {splits.task}")
     if missing := set(splits.classes) ^ set(predictor.classes):
-        raise CourseError(f"the bundle knows {', '.join(predictor.classes)}; the data has {', '.join(splits.classes)}; not in "
-                          f"both: {', '.join(sorted(missing))}")
+        raise CourseError(
+            f"the bundle knows {', '.join(predictor.classes)}; the data has {', '.join(splits.classes)}; "
+            "not in "
+            f"both: {', '.join(sorted(missing))}"
+        )
     if splits.fingerprint != meta.get("data", {}).get("fingerprint", splits.fingerprint):
-        print("note: not the splits that the model was trained with; it may have learnt from some of these images", file=sys.stderr)
+        print(
+            "note: not the splits that the model was trained with; it may have learnt from some of these "
+            "images",
+            file=sys.stderr,
+        )
     elif args.split == "train" or args.split == "valid" and any(meta.get("arguments", {}).get(name) for name in ("with_valid", "refit")):
         print("note: the model has learnt from these images", file=sys.stderr)
     result = evaluators[splits.task](predictor, in_order(splits[args.split], predictor.classes))
@@ -184,14 +219,17 @@ def score_table(
     result: dict,  # what an evaluator returned
 ) -> str:
     "The scores as a table, a row per class, and those of all classes together below."
-    cells = lambda row: "".join(f"{v:>11.3f}" if isinstance(v, float) else f"{'-' if v is None else v:>11}" for v in row)
+    cells = lambda row: "".join(
+        f"{v:>11.3f}" if isinstance(v, float) else f"{'-' if v is None else v:>11}" for v in row
+    )
     classes, speed = result["per_class"], f"{result['images_per_second']:.0f} images/s"
     width = max(map(len, ["class", *classes]))
     rows = [f"{'class':<{width}}{cells(next(iter(classes.values())))}"]
     rows += [f"{name:<{width}}{cells(row.values())}" for name, row in classes.items()]
     rows += [f"{name} {value:.4f}" for name, value in result.items()
              if isinstance(value, float) and name not in ("seconds", "images_per_second")]
-    if "errors" in result: rows.append("detections: " + ", ".join(f"{n} {kind}" for kind, n in result["errors"].items()))
+    if "errors" in result:
+        rows.append("detections: " + ", ".join(f"{n} {kind}" for kind, n in result["errors"].items()))
     rows += [f"perhaps: {reason}" for reason in result.get("reasons", [])]
     return "\n".join([*rows, f"on {result['images']} images in {result['seconds']:.1f} s ({speed})"])
 
@@ -200,11 +238,16 @@ def predict(args) -> int:
     "Say what is on an image, or on all images of a folder or zip; 2 if none can be read."
     predictor = open_model(args.bundle)
     boxes = hasattr(predictor, "detect")
-    if args.draw and not boxes: raise CourseError("--draw is for detectors: this bundle says what is on an image, not where")
+    if args.draw and not boxes:
+        raise CourseError("--draw is for detectors: this bundle says what is on an image, not where")
     if args.top_k is not None: within(1, 1e9, top_k=args.top_k)
     if args.threshold is not None: within(0, 1, threshold=args.threshold)
     read, names = images_at(args.images)
-    drawn = {name: drawn_file(args.draw, name, Path(args.images).expanduser()) for name in names} if args.draw else {}
+    drawn = (
+        {name: drawn_file(args.draw, name, Path(args.images).expanduser()) for name in names}
+        if args.draw
+        else {}
+    )
     make_room(args.images, names, args.bundle, [*drawn.values(), *([Path(args.out)] if args.out else [])])
     results, started, size = [], time.perf_counter(), 8 if boxes else 64
     for start in progress(range(0, len(names), size), "predicting", unit="batches"):
@@ -223,7 +266,8 @@ def predict(args) -> int:
 def images_at(
     path: str,  # an image, a folder or a zip
 ) -> tuple[Callable[[str], bytes], list[str]]:
-    "A function that reads an image's file, and the names it takes, relative to `path`. CourseError if there is none."
+    """A function that reads an image's file, and the names it takes, relative to `path`. CourseError if
+    there is none."""
     from course_lib.files import Files
     if not path: raise CourseError("predict what? give the path of an image, a folder or a zip")
     try: path = Path(path).expanduser()
@@ -241,12 +285,15 @@ def make_room(
     bundle: str,          # that is used
     targets: list[Path],  # what is going to be written
 ) -> None:
-    "Make the folders of files that are going to be written. CourseError for one that would replace what is read, or a folder."
+    """Make the folders of files that are going to be written. CourseError for one that would replace what
+    is read, or a folder."""
     root, model = Path(path).expanduser(), Path(bundle).expanduser().resolve()
     read = {root.resolve(), *((root / name).resolve() for name in names)}
     for target in targets:
-        if model in target.resolve().parents: raise CourseError(f"'{target}' is in the bundle: choose another place to write to")
-        if target.resolve() in read: raise CourseError(f"'{target}' is one of the originals: choose another place to write to")
+        if model in target.resolve().parents:
+            raise CourseError(f"'{target}' is in the bundle: choose another place to write to")
+        if target.resolve() in read:
+            raise CourseError(f"'{target}' is one of the originals: choose another place to write to")
         if target.is_dir(): raise CourseError(f"'{target}' is a folder: choose a name for a file")
         target.parent.mkdir(parents=True, exist_ok=True)
 
@@ -271,8 +318,10 @@ def predict_batch(
     own = getattr(predictor, "thresholds", ())
     least, most = own or 0 if threshold is None else threshold, top_k or (len(own) if own else 5)
     rows = {name: likely(predictor.classes, row, most, least) for name, row in zip(readable, rows)}
-    return [dict(file=name, predictions=rows[name]) if name in rows else dict(file=name, error=str(found[name]))
-            for name in names]
+    return [
+        dict(file=name, predictions=rows[name]) if name in rows else dict(file=name, error=str(found[name]))
+        for name in names
+    ]
 
 # %% ../nbs/91b_cli.ipynb #be50a84e
 def predict_boxes(
@@ -283,7 +332,8 @@ def predict_boxes(
     top_k: int | None = None,         # at most so many detections per image; None: all
     threshold: float | None = None,   # only detections of this probability or more, 0..1; None: the detector's own
 ) -> list[dict]:
-    "For each image its file, its size and its detections, boxes x1 y1 x2 y2 in its pixels; or why it cannot be read."
+    """For each image its file, its size and its detections, boxes x1 y1 x2 y2 in its pixels; or why it
+    cannot be read."""
     from course_lib.data import decode
     from course_lib.diagnosis import above
     from course_lib.drawing import draw
@@ -295,8 +345,10 @@ def predict_boxes(
         found = {key: value[:top_k] for key, value in found.items()}
         if name in drawn: save_image(draw(image, found, predictor.classes), drawn[name])
         parts = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist())
-        things = [dict(label=predictor.classes[label - 1], score=round(score, 4), box=[round(v, 1) for v in box])
-                  for label, score, box in parts]
+        things = [
+            dict(label=predictor.classes[label - 1], score=round(score, 4), box=[round(v, 1) for v in box])
+            for label, score, box in parts
+        ]
         return dict(file=name, width=image.shape[1], height=image.shape[0], detections=things)
     return [row(name) for name in names]
 
@@ -340,7 +392,10 @@ def as_line(
     "What is on an image, on one line."
     if "error" in row: return f"{row['file']}: cannot be read ({row['error']})"
     if "detections" in row:
-        things = [f"{d['label']} {d['score']:.2f} at {', '.join(f'{v:.0f}' for v in d['box'])}" for d in row["detections"]]
+        things = [
+            f"{d['label']} {d['score']:.2f} at {', '.join(f'{v:.0f}' for v in d['box'])}"
+            for d in row["detections"]
+        ]
         return f"{row['file']}: {'; '.join(things) or 'nothing above the threshold'}"
     words = [f"{p['label']} {p['probability']:.2f}" for p in row["predictions"]]
     return f"{row['file']}: {', '.join(words) or 'nothing above the threshold'}"
@@ -350,7 +405,10 @@ def student_edition(args) -> int:
     "Write the course to work in."
     from course_lib.notebooks import write_student
     new, kept = write_student(args.out)
-    print(f"wrote {len(new)} notebooks to {args.out}" + (f", left {len(kept)} of yours as they are" if kept else ""))
+    print(
+        f"wrote {len(new)} notebooks to {args.out}"
+        + (f", left {len(kept)} of yours as they are" if kept else "")
+    )
     print(f"open {Path(args.out) / '00_start.ipynb'} in JupyterLab")
     return 0
 
@@ -376,20 +434,32 @@ def make_parser(
     model: str | None = None,  # the model whose options `train` takes; importing models takes seconds, so only if named
 ) -> argparse.ArgumentParser:
     "The parser of all commands. Each leaves its function in `args.command`."
-    parser = Parser("course", description="Train, measure and use image classifiers and detectors; check data; run the course.")
+    parser = Parser(
+        "course",
+        description="Train, measure and use image classifiers and detectors; check data; run the course.",
+    )
     _add_import(parser)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_data(commands)
     _add_train(commands, model)
     _add_use(commands)
     notebooks = _group(commands, "notebooks", "run the course's notebooks")
-    action = _add(notebooks, "run", notebooks_run, "run the notebooks, collect their results, print the leaderboard")
+    action = _add(
+        notebooks, "run", notebooks_run, "run the notebooks, collect their results, print the leaderboard"
+    )
     text = "cpu (the notebooks' own values), smoke (fast) or gpu (real data); default: cpu"
     action.add_argument("--profile", default="cpu", help=text)
     action.add_argument("--only", metavar="03,04", help="numbers of the notebooks to run (default: all)")
     action.add_argument("--jobs", type=int, help="how many at a time (default: by the number of processors)")
-    action = _add(commands, "student", student_edition, "write the lessons to work in, with scaffolds in place of solutions")
-    action.add_argument("out", metavar="OUT", help="a folder; notebooks that are in it already stay as they are")
+    action = _add(
+        commands,
+        "student",
+        student_edition,
+        "write the lessons to work in, with scaffolds in place of solutions",
+    )
+    action.add_argument(
+        "out", metavar="OUT", help="a folder; notebooks that are in it already stay as they are"
+    )
     return parser
 
 
@@ -405,7 +475,9 @@ def _add(commands, name: str, function, text: str) -> argparse.ArgumentParser:
 
 
 def _group(commands, name: str, text: str):
-    return commands.add_parser(name, help=text, description=text).add_subparsers(metavar="ACTION", required=True)
+    return commands.add_parser(name, help=text, description=text).add_subparsers(
+        metavar="ACTION", required=True
+    )
 
 
 PATHS = "class folders (with or without train/ valid/ test/), a VOC layout, a COCO json, a labels.csv, or a zip of one of these"
@@ -419,13 +491,17 @@ def natural(text: str) -> int:
 
 
 def _add_seed(parser, default: int | None = 0, text: str = "0") -> None:
-    parser.add_argument("--seed", type=natural, default=default, help=f"of splits and training (default: {text})")
+    parser.add_argument(
+        "--seed", type=natural, default=default, help=f"of splits and training (default: {text})"
+    )
 
 # %% ../nbs/91b_cli.ipynb #800f8da9
 def _add_data(commands) -> None:
     data = _group(commands, "data", "list, check and make data sets")
     _add(data, "list", data_list, "list the data sets that have a name")
-    action = _add(data, "check", data_check, "find what would break or mislead training; status 1 if something would")
+    action = _add(
+        data, "check", data_check, "find what would break or mislead training; status 1 if something would"
+    )
     action.add_argument("data", metavar="SPEC", help=SPEC)
     action.add_argument("--json", action="store_true", help="print the findings as json")
     action.add_argument("--most", type=int, default=8, help="findings of a kind to print (default: 8)")
@@ -477,12 +553,20 @@ def _add_use(commands) -> None:
     _add_seed(action, None, "the one of the training")
     action = _add(commands, "predict", predict, "say what is on images")
     action.add_argument("bundle", metavar="BUNDLE", help="a folder written by `course train`")
-    action.add_argument("images", metavar="IMAGE_OR_DIR", help="an image, a folder of images, or a zip of them")
-    action.add_argument("--top-k", type=int, help="most classes or boxes per image (default: 5; with several labels or boxes, all)")
+    action.add_argument(
+        "images", metavar="IMAGE_OR_DIR", help="an image, a folder of images, or a zip of them"
+    )
+    action.add_argument(
+        "--top-k",
+        type=int,
+        help="most classes or boxes per image (default: 5; with several labels or boxes, all)",
+    )
     text = "least probability of what is named, 0..1 (default: 0; with several labels, each class's own; with boxes, the detector's)"
     action.add_argument("--threshold", type=float, help=text)
     action.add_argument("--out", metavar="FILE", help="write json there instead of lines to the screen")
-    action.add_argument("--draw", metavar="OUT", help="a folder for the images with boxes and names drawn; for detectors")
+    action.add_argument(
+        "--draw", metavar="OUT", help="a folder for the images with boxes and names drawn; for detectors"
+    )
 
 # %% ../nbs/91b_cli.ipynb #3a717eb1
 def run(
@@ -496,7 +580,8 @@ def run(
     if argv[:1] == ["train"] and "--list" in argv: return train_list()
     named = named_model(argv[1:]) if argv[:1] == ["train"] else None
     args = make_parser(named).parse_args(argv)
-    if "model" in args and not args.model: raise CourseError("train what? `course train --list` shows the models")
+    if "model" in args and not args.model:
+        raise CourseError("train what? `course train --list` shows the models")
     return args.command(args)
 
 

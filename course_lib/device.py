@@ -29,8 +29,11 @@ from .core import CourseError
 def fast_type(
     numbers: int = 2**30,  # how many will be multiplied
 ) -> torch.dtype:
-    "bfloat16 where the processor multiplies it several times faster and there is enough to do, float32 elsewhere."
-    native = any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    """bfloat16 where the processor multiplies it several times faster and there is enough to do, float32
+    elsewhere."""
+    native = any(
+        getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
     return torch.bfloat16 if native and numbers >= 2**24 else torch.float32
 
 
@@ -38,7 +41,8 @@ def fast_type(
 def threads(
     numbers: int,  # how many a model learns from
 ):
-    "One thread for small work: threads that wait for each other only slow it down, above all on a busy machine."
+    """One thread for small work: threads that wait for each other only slow it down, above all on a busy
+    machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if numbers < 2**24 else before)
     try:
@@ -84,7 +88,8 @@ def seed_step(
     word = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(word)
     np.random.seed(word)
-    if device.type == "cpu": torch.default_generator.manual_seed(word)  # torch.manual_seed sees to GPUs too, and is slow
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(word)  # torch.manual_seed sees to GPUs too, and is slow
     else: torch.manual_seed(word)
 
 # %% ../nbs/00c_device.ipynb #965a8192
@@ -93,7 +98,8 @@ def device_of(
 ) -> str:
     "The device's name: 'cpu', 'cuda' or 'mps'. CourseError if it is not there."
     there = dict(auto=True, cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
-    if not there.get(device): raise CourseError(f"device '{device}' is not here: use {', '.join(d for d in there if there[d])}")
+    if not there.get(device):
+        raise CourseError(f"device '{device}' is not here: use {', '.join(d for d in there if there[d])}")
     return next((name for name in ("cuda", "mps") if there[name]), "cpu") if device == "auto" else device
 
 
@@ -105,10 +111,12 @@ def make_accelerator(
     "Device, precision and processes for one training. CourseError if the device is not there."
     device = device_of(device)
     chosen = best_precision(device) if precision == "auto" else precision
-    if chosen == "fp16" and device != "cuda": raise CourseError("fp16 needs a GPU with cuda: use bf16, fp32 or auto")
+    if chosen == "fp16" and device != "cuda":
+        raise CourseError("fp16 needs a GPU with cuda: use bf16, fp32 or auto")
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if not alone: atexit.register(_leave)
-    with _own_accelerate_state(alone): yield Accelerator(cpu=device == "cpu", mixed_precision="no" if chosen == "fp32" else chosen)
+    with _own_accelerate_state(alone):
+        yield Accelerator(cpu=device == "cpu", mixed_precision="no" if chosen == "fp32" else chosen)
 
 
 @contextmanager
@@ -145,7 +153,9 @@ def half_type(
     precision: str = "auto",  # fp32, bf16, fp16, or auto: `best_precision`
 ) -> torch.dtype | None:
     "The 16-bit type of a precision; None for 32 bits."
-    return dict(bf16=torch.bfloat16, fp16=torch.float16).get(best_precision(device) if precision == "auto" else precision)
+    return dict(bf16=torch.bfloat16, fp16=torch.float16).get(
+        best_precision(device) if precision == "auto" else precision
+    )
 
 
 def autocast(
@@ -178,7 +188,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
         with torch.autocast(x.device.type, enabled=False):
             values = x.float()
             count = torch.full((1,), values.numel() / values.shape[1], device=x.device)
-            sums = all_reduce(torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count]))  # [2C + 1]
+            # [2C + 1]
+            sums = all_reduce(torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count]))
             mean, square = (sums[:-1] / sums[-1]).chunk(2)
             variance = (square - mean**2).clamp(min=0)                                # [C]
             with torch.no_grad():
@@ -192,21 +203,25 @@ class SharedBatchNorm(nn.BatchNorm2d):
 # %% ../nbs/00c_device.ipynb #ab2cbfad
 @contextmanager
 def keep_memory():
-    "Within it, Linux's C library keeps the memory of freed tensors for the next ones. Elsewhere it does nothing."
+    """Within it, Linux's C library keeps the memory of freed tensors for the next ones. Elsewhere it does
+    nothing."""
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(library, "mallopt"):
         yield
         return
-    trim, threshold, maps = -1, -3, -4                  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX of malloc.h
+    # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX of malloc.h
+    trim, threshold, maps = -1, -3, -4
     for option, value in ((maps, 0), (trim, 2**31 - 1)): library.mallopt(option, value)
     try: yield
-    finally:                                            # to the highest values that the library chooses by itself
-        for option, value in ((maps, 65536), (threshold, 2**25), (trim, 2**26)): library.mallopt(option, value)
+    finally:  # to the highest values that the library chooses by itself
+        for option, value in ((maps, 65536), (threshold, 2**25), (trim, 2**26)):
+            library.mallopt(option, value)
         library.malloc_trim(0)
 
 
 class StridedDepthwise(nn.Conv2d):
-    "A convolution of each channel by itself, with a stride, in 32 bits: in 16, its way back is much slower on CPUs."
+    """A convolution of each channel by itself, with a stride, in 32 bits: in 16, its way back is much
+    slower on CPUs."""
     def forward(self, x):  # [B, C, H, W]
         with torch.autocast(x.device.type, enabled=False): return super().forward(x.float()).to(x.dtype)
 
@@ -217,12 +232,14 @@ def training_layers(
     device: torch.device,
     world: int,        # processes that share each batch
 ) -> Iterator[None]:
-    """For the time of training: batch normalisation over all processes, and fast depthwise convolutions on the CPU.
+    """For the time of training: batch normalisation over all processes, and fast depthwise convolutions on
+    the CPU.
 
-    Afterwards, also after an error, the model has its usual layers and its own `forward` again. accelerate's `unwrap_model`
-    would leave `forward` and a mark on the model."""
+    Afterwards, also after an error, the model has its usual layers and its own `forward` again.
+    accelerate's `unwrap_model` would leave `forward` and a mark on the model."""
     marks = ("forward", "_original_forward", "_is_accelerate_prepared")  # what accelerate sets
-    places = [vars(one) for one in (model, getattr(model, "_orig_mod", None)) if one is not None]  # a compiled model has both
+    # a compiled model has both
+    places = [vars(one) for one in (model, getattr(model, "_orig_mod", None)) if one is not None]
     before = [{name: place[name] for name in marks if name in place} for place in places]
     for place in places: place.pop("_is_accelerate_prepared", None)  # else accelerate would leave it as it is
     kinds = {module: type(module) for module in model.modules()}

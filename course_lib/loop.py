@@ -38,9 +38,10 @@ def measure(
     model: nn.Module,
     task,                # supplies `loss` and `metrics`
     loader: "Loader",    # of the split to measure on
-    accelerator: Accelerator | None = None,  # shares the work among processes, sets the precision; None: 32 bits, here
+    accelerator: Accelerator | None = None,  # shares the work, sets the precision; None: 32 bits, one process
 ) -> dict:
-    "The mean loss and the task's metrics, over the whole split. The model is left in evaluation mode. CourseError: no images."
+    """The mean loss and the task's metrics, over the whole split. The model is left in evaluation mode.
+    CourseError: no images."""
     if not len(loader): raise CourseError("no images to measure on: the split is empty")
     device = accelerator.device if accelerator else next(model.parameters()).device
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -79,7 +80,11 @@ class Checkpoint:
     ) -> None:
         "Write everything, whole or not at all."
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        state = dict(about=self.about, place=place, parts={name: part.state_dict() for name, part in self.parts.items()})
+        state = dict(
+            about=self.about,
+            place=place,
+            parts={name: part.state_dict() for name, part in self.parts.items()},
+        )
         part = self.path.with_suffix(".part")
         with open(part, "wb") as file:
             torch.save(state, file)
@@ -89,11 +94,14 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def restore(self) -> dict | None:
-        "Load every part and return the place; None if there is no checkpoint. CourseError if it is of another run."
+        """Load every part and return the place; None if there is no checkpoint. CourseError if it is of
+        another run."""
         if not self.path.is_file(): return None
         try: state = torch.load(self.path, map_location="cpu", weights_only=True)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise CourseError(f"'{self.path}' is damaged ({type(error).__name__}): delete it to start anew") from None
+            raise CourseError(
+                f"'{self.path}' is damaged ({type(error).__name__}): delete it to start anew"
+            ) from None
         same_run(self.path, state["about"], self.about)
         for name, part in self.parts.items(): part.load_state_dict(state["parts"][name])
         return state["place"]
@@ -111,7 +119,10 @@ def unfinished(
     folder: Path,  # of a run
 ) -> CourseError:
     "To raise where starting anew would destroy it."
-    return CourseError(f"'{folder}' holds an unfinished run: add --resume (resume=True) to go on with it, or delete that folder")
+    return CourseError(
+        f"'{folder}' holds an unfinished run: add --resume (resume=True) to go on with it, or delete that "
+        "folder"
+    )
 
 
 def same_run(
@@ -122,7 +133,9 @@ def same_run(
     "CourseError for the first difference."
     for name, value in asked.items():
         if was.get(name) != value:
-            raise CourseError(f"'{path}' was made with {name}={was.get(name)}, not {value}: use the same, or another folder")
+            raise CourseError(
+                f"'{path}' was made with {name}={was.get(name)}, not {value}: use the same, or another folder"
+            )
 
 
 def reserve(
@@ -130,12 +143,17 @@ def reserve(
     resume: bool,
     asked: dict,   # all that decides how the run ends
 ) -> None:
-    "Write to `run.json` what is asked for. CourseError if the folder holds an unfinished run, or to be resumed another one."
+    """Write to `run.json` what is asked for. CourseError if the folder holds an unfinished run, or to be
+    resumed another one."""
     record, asked = Path(folder) / "run.json", json.loads(json.dumps(asked, default=str))
-    if any(path.name in ("checkpoint.pt", "done.pt") for path in Path(folder).rglob("*.pt")):  # of the whole, or of a part
+    # of the whole run, or of a part of it
+    if any(path.name in ("checkpoint.pt", "done.pt") for path in Path(folder).rglob("*.pt")):
         if not resume: raise unfinished(folder)
         try: was = json.loads(record.read_text(encoding="utf-8"))
-        except (OSError, ValueError): raise CourseError(f"'{folder}' does not say what was asked for: delete it to start anew") from None
+        except (OSError, ValueError):
+            raise CourseError(
+                f"'{folder}' does not say what was asked for: delete it to start anew"
+            ) from None
         same_run(folder, was, asked)
     elif int(os.environ.get("RANK", 0)) == 0:
         record.parent.mkdir(parents=True, exist_ok=True)
@@ -171,9 +189,13 @@ class Losses:
     def _advice(self, epoch, step, rate, value):
         files = self.loader.files(epoch, step)
         shown = ", ".join(files[:4]) + (f" and {len(files) - 4} more" if len(files) > 4 else "")
-        return (f"the loss became {value} in epoch {epoch + 1}, step {step + 1}, at a learning rate of {rate:.2g}; the batch: "
-                f"{shown}. Try a learning rate ten times lower, warm-up, clip=1 or fp32; look at these files with "
-                "`course data check`")
+        return (
+            f"the loss became {value} in epoch {epoch + 1}, step {step + 1}, at a learning rate of "
+            f"{rate:.2g}; the batch: "
+            f"{shown}. Try a learning rate ten times lower, warm-up, clip=1 or fp32; look at these files "
+            "with "
+            "`course data check`"
+        )
 
 # %% ../nbs/05b_loop.ipynb #ae20f6c1
 @contextmanager
@@ -181,22 +203,30 @@ def advice(
     recipe: Recipe,
     device: torch.device,
 ):
-    "Turn 'out of memory', and a single value to normalise, into a CourseError that says which settings to change."
+    """Turn 'out of memory', and a single value to normalise, into a CourseError that says which settings
+    to change."""
     try: yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error): raise
-        raise CourseError(f"batch normalisation needs more than one value: with batches of {recipe.batch_size} in {recipe.accumulate} "
-                          "part(s) use larger batches, less accumulation, or larger images") from error
+        raise CourseError(
+            f"batch normalisation needs more than one value: with batches of {recipe.batch_size} in "
+            f"{recipe.accumulate} "
+            "part(s) use larger batches, less accumulation, or larger images"
+        ) from error
     except RuntimeError as error:  # torch.OutOfMemoryError is one; on the CPU there is only the text
         signs = ("allocate memory", "out of memory", "alloc_failed")
-        if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error).lower() for sign in signs): raise
-        raise CourseError(f"out of memory on {device} with batches of {recipe.batch_size} in {recipe.accumulate} part(s): "
-                          "raise accumulate, or lower batch_size, the input size or the model's size") from error
+        known = any(sign in str(error).lower() for sign in signs)
+        if not isinstance(error, torch.OutOfMemoryError) and not known: raise
+        raise CourseError(
+            f"out of memory on {device} with batches of {recipe.batch_size} in {recipe.accumulate} part(s): "
+            "raise accumulate, or lower batch_size, the input size or the model's size"
+        ) from error
 
 # %% ../nbs/05b_loop.ipynb #2ca5eeec
 @dataclass
 class History:
-    "What happened in each epoch: rows of epoch, seconds, learning_rate, train_loss, valid_loss and the task's metrics."
+    """What happened in each epoch: rows of epoch, seconds, learning_rate, train_loss, valid_loss and the
+    task's metrics."""
     score: str = "accuracy"                   # which metric is watched
     rows: list[dict] = field(default_factory=list)
     confusion: list | None = None             # [K, K], of the last epoch, a row per truth
@@ -226,7 +256,10 @@ class History:
         import matplotlib.pyplot as plt
         fig, axes = plt.subplots(1, 3, figsize=(10, 2.4), layout="constrained")
         for ax, names in zip(axes, (("train_loss", "valid_loss"), (self.score,), ("learning_rate",))):
-            for name in names: ax.plot([r["epoch"] for r in self.rows], [r.get(name, math.nan) for r in self.rows], label=name)
+            for name in names:
+                ax.plot(
+                    [r["epoch"] for r in self.rows], [r.get(name, math.nan) for r in self.rows], label=name
+                )
             ax.set(xlabel="epoch")
             ax.legend(fontsize=8)
         return fig
@@ -240,9 +273,11 @@ class History:
 
 # %% ../nbs/05b_loop.ipynb #05bca11b
 class Callback:
-    """What else happens in a training: each method is called at its moment, with the `Training` as it is then.
+    """What else happens in a training: each method is called at its moment, with the `Training` as it is
+    then.
 
-    A callback with a `state_dict` is saved in checkpoints under its `name`, and gets the state back on a resume."""
+    A callback with a `state_dict` is saved in checkpoints under its `name`, and gets the state back on
+    a resume."""
     name = ""
 
     def before_training(self, run: "Training") -> None: "Everything is built; nothing is restored yet."
@@ -251,7 +286,8 @@ class Callback:
 
     def after_step(self, run: "Training") -> None: "The optimizer has made a step."
 
-    def after_epoch(self, run: "Training") -> None: "`run.history` has a new row; `run.epoch` is the next epoch."
+    def after_epoch(self, run: "Training") -> None:
+        "`run.history` has a new row; `run.epoch` is the next epoch."
 
     def after_training(self, run: "Training") -> None: "The last epoch is over."
 
@@ -260,9 +296,11 @@ class Callback:
 # %% ../nbs/05b_loop.ipynb #05bca11c
 @dataclass
 class Job:
-    "All that a training is asked for. `replace(job, ...)` makes another for a part of the model or of the epochs."
+    """All that a training is asked for. `replace(job, ...)` makes another for a part of the model or of
+    the epochs."""
     model: nn.Module      # from images [B, 3, S, S] to what the task's loss takes; trained in place
-    splits: Splits        # learns from `train`, measures on `valid` (which may be empty), never looks at `test`
+    # learns from `train`, measures on `valid` (which may be empty), never looks at `test`
+    splits: Splits
     recipe: Recipe = Recipe()
     input_size: int = 32  # side of the images in pixels
     task: "Task | None" = None   # loss, metrics and batches; None: by the data
@@ -278,18 +316,21 @@ class Task(Protocol):
     mean: tuple[float, ...]  # of each channel, 0..1
     std: tuple[float, ...]
 
-    def loader(self, dataset: Images, device: torch.device, training: bool = False) -> "Batched": "The batches of a split."
+    def loader(self, dataset: Images, device: torch.device, training: bool = False) -> "Batched":
+        "The batches of a split."
 
     def loss(self, outputs, targets) -> Tensor: "A scalar, the mean over the batch."
 
-    def metrics(self) -> MetricCollection: "Update with outputs and targets; compute gives a dictionary that has `score`."
+    def metrics(self) -> MetricCollection:
+        "Update with outputs and targets; compute gives a dictionary that has `score`."
 
 
 class Batched(Protocol):
     "Batches as a pure function of epoch and step."
     def __len__(self) -> int: "Steps of an epoch."
 
-    def batch(self, epoch: int, step: int) -> tuple: "Images [B, 3, S, S] on the device, and targets of length B."
+    def batch(self, epoch: int, step: int) -> tuple:
+        "Images [B, 3, S, S] on the device, and targets of length B."
 
     def unchanged(self) -> Tensor: "The images of the first batch without augmentation."
 
@@ -304,13 +345,17 @@ class Training:
         about: dict,  # of `asked_for`
     ):
         self.job, self.accelerator, self.about = job, accelerator, about
-        self.model = self.measured = job.model  # whose weights are measured: a moving average may take that place
+        # whose weights are measured: a moving average may take that place
+        self.model = self.measured = job.model
         self.recipe = recipe = job.recipe
         self.task = job.task or make_task(job.model, job.splits, job.input_size, recipe)
         self.train = self.task.loader(job.splits.train, accelerator.device, True)
         self.valid = self.task.loader(job.splits.valid, accelerator.device)
-        if recipe.channels_last and accelerator.device.type != "mps": job.model.to(memory_format=torch.channels_last)
-        self.net, self.optimizer = accelerator.prepare(job.model, optimizers[recipe.optimizer](job.model, recipe))
+        if recipe.channels_last and accelerator.device.type != "mps":
+            job.model.to(memory_format=torch.channels_last)
+        self.net, self.optimizer = accelerator.prepare(
+            job.model, optimizers[recipe.optimizer](job.model, recipe)
+        )
         self.history = History(self.task.score)
         self.epoch = self.step = 0
         self.rate = self.seconds = 0.0  # of the last step; of the epoch so far, before an interruption
@@ -324,7 +369,8 @@ class Training:
         return self.accelerator.process_index == 0
 
     def new_losses(self, total: float) -> "Losses":
-        "An epoch's losses. On a GPU they are looked at in groups of 20, because every look makes the GPU wait."
+        """An epoch's losses. On a GPU they are looked at in groups of 20, because every look makes the GPU
+        wait."""
         return Losses(total, self.train, 1 if self.accelerator.device.type == "cpu" else 20)
 
     def tell(self, moment: str) -> None:
@@ -333,14 +379,18 @@ class Training:
 
     def parts(self) -> dict:
         "What a checkpoint holds, by name: all that has a state."
-        own = dict(model=self.model, optimizer=self.optimizer, scaler=self.accelerator.scaler, history=self.history)
+        own = dict(
+            model=self.model, optimizer=self.optimizer, scaler=self.accelerator.scaler, history=self.history
+        )
         own |= {callback.name: callback for callback in self.callbacks if hasattr(callback, "state_dict")}
         return {name: part for name, part in own.items() if part is not None}
 
     def place(self) -> dict:
         "Where in the run we are, as it stands in a checkpoint."
         seconds = time.perf_counter() - self.began if self.step else 0.0
-        return dict(epoch=self.epoch, step=self.step, total=self.losses.look() if self.step else 0.0, seconds=seconds)
+        return dict(
+            epoch=self.epoch, step=self.step, total=self.losses.look() if self.step else 0.0, seconds=seconds
+        )
 
     def go_to(self, place: dict) -> None:
         "Go on from a place."
@@ -358,7 +408,7 @@ def asked_for(
 # %% ../nbs/05b_loop.ipynb #3ca31c72
 def fit(
     model: nn.Module,       # from images [B, 3, S, S] to what the task's loss takes; trained in place
-    splits: Splits,         # learns from `train`, measures on `valid` (which may be empty), never looks at `test`
+    splits: Splits,         # learns from `train`, measures on `valid` (it may be empty), never looks at `test`
     recipe: Recipe = Recipe(),
     input_size: int = 32,   # side of the images in pixels
     task: Task | None = None,    # None: by the data
@@ -369,9 +419,10 @@ def fit(
 ) -> History:
     """Train a model: the one loop of this course, for every task.
 
-    Same seed, same machine: the same weights, bit for bit, also when the run is interrupted and resumed; on a GPU, which adds
-    up in any order, nearly the same. Under torchrun the processes share each batch. The caller's random state stays as it was.
-    CourseError for a loss that is not finite, for lack of memory, for a wrong resume."""
+    Same seed, same machine: the same weights, bit for bit, also when the run is interrupted and resumed; on a
+    GPU, which adds up in any order, nearly the same. Under torchrun the processes share each batch. The
+    caller's random state stays as it was. CourseError for a loss that is not finite, for lack of memory, for
+    a wrong resume."""
     return learn(Job(model, splits, recipe, input_size, task, folder, resume, device, tuple(callbacks)))
 
 
@@ -411,7 +462,9 @@ def learn_epoch(
     run.net.train()
     for step in range(run.step, len(run.train)):
         seed_step(run.accelerator.device, recipe.seed, run.epoch, step, run.accelerator.process_index)
-        run.rate = learning_rate(recipe, run.epoch * len(run.train) + step, len(run.train), run.history.scores)
+        run.rate = learning_rate(
+            recipe, run.epoch * len(run.train) + step, len(run.train), run.history.scores
+        )
         run.losses.add((run.epoch, step, run.rate), learn_batch(run, *run.train.batch(run.epoch, step)))
         run.step = step + 1
         run.tell("after_step")
@@ -432,7 +485,8 @@ def learn_batch(
     inputs: Tensor,  # [B, 3, S, S]
     targets,         # of length B
 ) -> Tensor:         # scalar
-    "One step of the optimizer, and the loss before it. Processes exchange gradients once, after the last part of the batch."
+    """One step of the optimizer, and the loss before it. Processes exchange gradients once, after the last
+    part of the batch."""
     recipe, accelerator = run.recipe, run.accelerator
     for group in run.optimizer.param_groups: group["lr"] = run.rate * group.get("lr_scale", 1.0)
     run.optimizer.zero_grad()
@@ -476,8 +530,12 @@ def micro_batches(
     rank: int,       # of this process
     world: int,      # processes
 ) -> Iterator[slice]:
-    "This process's share of a batch, in the recipe's number of parts. CourseError if there is too little to share."
-    if n < world: raise CourseError(f"a batch of {n} cannot be shared by {world} processes: use larger batches or more data")
+    """This process's share of a batch, in the recipe's number of parts. CourseError if there is too little
+    to share."""
+    if n < world:
+        raise CourseError(
+            f"a batch of {n} cannot be shared by {world} processes: use larger batches or more data"
+        )
     mine = share(n, rank, world)
     count = min(recipe.accumulate, n // world)                          # as many in each process
     for part in (share(mine.stop - mine.start, i, count) for i in range(count)):
@@ -489,8 +547,10 @@ def refuse_scores(
 ) -> None:
     "CourseError for what goes by the score on the validation split: there are no images in it."
     for name, asked in dict(keep="best", schedule="plateau").items():
-        if getattr(recipe, name) == asked: raise CourseError(f"{name}={asked} goes by validation images, and there are none")
-    if recipe.early_stopping_patience: raise CourseError("early_stopping_patience goes by validation images, and there are none")
+        if getattr(recipe, name) == asked:
+            raise CourseError(f"{name}={asked} goes by validation images, and there are none")
+    if recipe.early_stopping_patience:
+        raise CourseError("early_stopping_patience goes by validation images, and there are none")
 
 # %% ../nbs/05b_loop.ipynb #05bca11f
 def refuse_overflow(
@@ -498,7 +558,9 @@ def refuse_overflow(
 ) -> None:
     "CourseError if no gradient has been finite for so long that the scaler has nothing left to give."
     if scaler is None or not scaler.is_enabled() or scaler.get_scale() >= 1: return
-    raise CourseError("fp16: the gradients are not finite, step after step: use fp32, bf16, clip=1 or a lower learning rate")
+    raise CourseError(
+        "fp16: the gradients are not finite, step after step: use fp32, bf16, clip=1 or a lower learning rate"
+    )
 
 
 def _finite(
@@ -508,8 +570,10 @@ def _finite(
 ) -> float:
     "The loss; CourseError if it is not finite: then some weight is not either."
     if math.isfinite(loss): return loss
-    raise CourseError(f"the validation loss became {loss} in epoch {epoch + 1}, at a learning rate of {rate:.2g}: "
-                      "try a learning rate ten times lower, warm-up, clip=1 or fp32")
+    raise CourseError(
+        f"the validation loss became {loss} in epoch {epoch + 1}, at a learning rate of {rate:.2g}: "
+        "try a learning rate ten times lower, warm-up, clip=1 or fp32"
+    )
 
 # %% ../nbs/05b_loop.ipynb #9c15d22d
 def standard_callbacks(
@@ -580,14 +644,20 @@ class EarlyStopping(Callback):
 
 
 class ProgressBar(Callback):
-    "A bar over all steps, with the last loss and score; it comes when the training takes longer than two seconds."
+    """A bar over all steps, with the last loss and score; it comes when the training takes longer than two
+    seconds."""
     bar = None
 
     def before_epoch(self, run):
         if self.bar is not None: return
         steps = len(run.train)
-        self.bar = progress(total=run.recipe.epochs * steps, initial=run.epoch * steps + run.step, unit="step",
-                            desc="training", disable=None if run.is_first else True)
+        self.bar = progress(
+            total=run.recipe.epochs * steps,
+            initial=run.epoch * steps + run.step,
+            unit="step",
+            desc="training",
+            disable=None if run.is_first else True,
+        )
 
     def after_step(self, run):
         score = f", {run.history.score} {run.history.scores[-1]:.3f}" if run.history.scores else ""
@@ -599,7 +669,8 @@ class ProgressBar(Callback):
 
 # %% ../nbs/05b_loop.ipynb #8734061c
 class Checkpointing(Callback):
-    "The run's state goes to `checkpoint.pt` after each epoch and every 30 seconds; a resume goes on from there."
+    """The run's state goes to `checkpoint.pt` after each epoch and every 30 seconds; a resume goes on from
+    there."""
     def __init__(self, run: Training): self.writes = run.is_first  # all processes read, one writes
 
     def before_training(self, run):
@@ -610,7 +681,8 @@ class Checkpointing(Callback):
             run.go_to(place)
 
     def after_step(self, run):
-        if self.writes and self.checkpoint.due() and run.step < len(run.train): self.checkpoint.save(run.place())
+        if self.writes and self.checkpoint.due() and run.step < len(run.train):
+            self.checkpoint.save(run.place())
 
     def after_epoch(self, run):
         if self.writes: self.checkpoint.save(run.place())
@@ -626,7 +698,9 @@ class TensorBoard(Callback):
     def before_epoch(self, run):
         if self.writer is not None: return
         from torch.utils.tensorboard import SummaryWriter
-        self.writer = SummaryWriter(run.job.folder, purge_step=run.epoch + 1)  # an interrupted run's later rows are dropped
+        self.writer = SummaryWriter(
+            run.job.folder, purge_step=run.epoch + 1
+        )  # an interrupted run's later rows are dropped
 
     def after_epoch(self, run):
         row = run.history.rows[-1]

@@ -128,7 +128,7 @@ def resnet(
 class DenseBlock(nn.Module):
     """Layers that see the outputs of all layers before them: [B, C, S, S] to [B, C + layers * growth, S, S].
 
-    Each has a 1 x 1 convolution to 4 * growth channels, then a 3 x 3 to growth (Huang et al. 2017, section 3)."""
+    Each has a 1 x 1 convolution to 4 * growth channels, then a 3 x 3 one (Huang et al. 2017, section 3)."""
     def __init__(self,
         inputs: int,   # channels
         layers: int,
@@ -244,7 +244,7 @@ def orthogonal(
 # %% ../nbs/07_modern.ipynb #6010fea5
 class Muon(torch.optim.Optimizer):
     """Orthogonal steps for filters, at constant length of the filter bank; Adam for everything else, at a
-    twentieth of the learning rate. For networks with normalization: there the length of filters matters little.
+    twentieth of the learning rate. For networks with normalization, which hardly depend on filters' lengths.
 
     Jordan et al. 2024; the constant length is that of `airbench94_muon`."""
     def __init__(self,

@@ -89,7 +89,8 @@ def chapters(
     only: list[str] | None = None,  # numbers or names to choose: ['03', '04b', '05_training']; None for all
     folder: Path | None = None,     # where the notebooks are; None for the checkout's nbs/
 ) -> list[Path]:
-    "The notebooks in reading order, lessons and workshops; CourseError if `only` names one that is not there."
+    """The notebooks in reading order, lessons and workshops; CourseError if `only` names one that is not
+    there."""
     every = Path(folder or checkout() / "nbs").glob("[0-9][0-9]*_*.ipynb")
     found = sorted((path for path in every if number_of(path)), key=lambda path: number_of(path))
     if only is None: return found
@@ -104,7 +105,9 @@ def parameters(
 ) -> set[str]:
     "The names that its `parameters` cell assigns."
     cells = [source(cell) for cell in nb["cells"] if "parameters" in cell["metadata"].get("tags", [])]
-    targets = [getattr(node, "targets", [getattr(node, "target", None)]) for node in ast.parse("\n".join(cells)).body]
+    targets = [
+        getattr(node, "targets", [getattr(node, "target", None)]) for node in ast.parse("\n".join(cells)).body
+    ]
     return {target.id for group in targets for target in group if isinstance(target, ast.Name)}
 
 # %% ../nbs/90b_notebooks.ipynb #90b0b001
@@ -127,18 +130,24 @@ def overrides(
     if not file.is_file():
         known = sorted(["cpu", *(path.stem for path in file.parent.glob("*.json"))])
         raise CourseError(f"unknown profile '{profile}': choose from {', '.join(known)}")
-    values, known = json.loads(file.read_text(encoding="utf-8")), {path.stem: path for path in chapters(folder=folder)}
+    values, known = (
+        json.loads(file.read_text(encoding="utf-8")),
+        {path.stem: path for path in chapters(folder=folder)},
+    )
     for name, chosen in values.items():
         if name not in known: raise CourseError(f"profiles/{file.name}: there is no notebook '{name}'")
         if extra := sorted(set(chosen) - parameters(read(known[name]))):
-            raise CourseError(f"profiles/{file.name}: the parameters cell of {name} does not assign '{extra[0]}'")
+            raise CourseError(
+                f"profiles/{file.name}: the parameters cell of {name} does not assign '{extra[0]}'"
+            )
     return values
 
 # %% ../nbs/90b_notebooks.ipynb #035e378c
 def finished(
     cell: dict,  # a code cell of an executed notebook
 ) -> bool:
-    "True if the kernel came to its end, with or without an error; papermill's own status says so of dead kernels too."
+    """True if the kernel came to its end, with or without an error; papermill's own status says so of dead
+    kernels too."""
     return not source(cell).strip() or "shell.execute_reply" in cell["metadata"].get("execution", {})
 
 
@@ -146,14 +155,21 @@ def failure(
     nb: dict,        # an executed notebook
     said: str = "",  # what the process that ran it printed last, for a death without a traceback
 ) -> str:
-    "Where and why it stopped, in two lines; empty if every cell ran. Cells tagged `raises-exception` may fail."
+    """Where and why it stopped, in two lines; empty if every cell ran. Cells tagged `raises-exception` may
+    fail."""
     for number, cell in enumerate(code_cells(nb), 1):
         if "raises-exception" in cell["metadata"].get("tags", []): continue
         errors = [output for output in cell["outputs"] if output["output_type"] == "error"]
         if finished(cell) and not errors: continue
         trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(errors[0]["traceback"])) if errors else ""
-        line = re.search(r"^-+> *\d+ (.+)$", trace, re.M) or re.search(r"^ *Cell .*, line \d+\n +(.+)$", trace, re.M)  # of a syntax error
-        line = line[1].strip() if line else next((line for line in source(cell).splitlines() if line.strip()), "")
+        line = re.search(r"^-+> *\d+ (.+)$", trace, re.M) or re.search(
+            r"^ *Cell .*, line \d+\n +(.+)$", trace, re.M
+        )  # of a syntax error
+        line = (
+            line[1].strip()
+            if line
+            else next((line for line in source(cell).splitlines() if line.strip()), "")
+        )
         why = f"{errors[0]['ename']}: {errors[0]['evalue']}" if errors else said or "it did not run"
         return f"cell [{number}]: {line[:100]}\n{why.strip().splitlines()[0][:300]}"
     return ""
@@ -164,7 +180,11 @@ def environment(
 ) -> dict[str, str]:
     "The environment of a notebook's process: quiet, offline-minded, and with its fair share of threads."
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads) if jobs > 1 else {}
+    limits = (
+        dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+        if jobs > 1
+        else {}
+    )
     return {**os.environ, **limits, "TQDM_DISABLE": "1", "JUPYTER_PREFER_ENV_PATH": "1",
             "MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYDEVD_DISABLE_FILE_VALIDATION": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -177,9 +197,24 @@ def execute(
     env: dict,       # from `environment`
     timeout: float,  # seconds until it is stopped
 ) -> str:
-    "What went wrong, in a few lines; empty if it ran. A kernel that dies before its first cell gets one more try."
-    command = [sys.executable, "-m", "papermill", str(path), str(path), "--cwd", str(cwd), "--kernel", "python3",
-               "--no-progress-bar", "--start-timeout", "180", "--parameters_yaml", json.dumps(values)]
+    """What went wrong, in a few lines; empty if it ran. A kernel that dies before its first cell gets one
+    more try."""
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(path),
+        str(path),
+        "--cwd",
+        str(cwd),
+        "--kernel",
+        "python3",
+        "--no-progress-bar",
+        "--start-timeout",
+        "180",
+        "--parameters_yaml",
+        json.dumps(values),
+    ]
     for attempt in range(2):
         process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
@@ -269,7 +304,10 @@ def run(
         nb, start = (edit(read(path), path) if edit else read(path)), perf_counter()
         for cell in code_cells(nb): cell.update(outputs=[], execution_count=None)
         copy = write(nb, target / path.name)
-        given = {**chosen.get(path.stem, {}), **{k: v for k, v in (values or {}).items() if k in parameters(nb)}}
+        given = {
+            **chosen.get(path.stem, {}),
+            **{k: v for k, v in (values or {}).items() if k in parameters(nb)},
+        }
         error = execute(copy, folder, given, env, timeout or LIMIT.get(profile, LIMIT["cpu"]))
         done = read(copy)
         running.remove(path.stem)
@@ -277,13 +315,16 @@ def run(
 
     longest_first = sorted(paths, key=lambda path: -budget(read(path))[0])
     runs = _side_by_side(one, longest_first, jobs)
-    record = dict(profile=profile, versions=versions("numpy", "scikit-learn", "torch"), notebooks=collect(target))
+    record = dict(
+        profile=profile, versions=versions("numpy", "scikit-learn", "torch"), notebooks=collect(target)
+    )
     (target / "results.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     return sorted(runs, key=lambda run: run.name)
 
 # %% ../nbs/90b_notebooks.ipynb #91e0ed10
 def _side_by_side(one, paths, jobs):
-    "The results of `one(path, running)` for all paths, which keeps `running` up to date; Ctrl-C leaves nothing behind."
+    """The results of `one(path, running)` for all paths, which keeps `running` up to date; Ctrl-C leaves
+    nothing behind."""
     pool, runs, running = ThreadPoolExecutor(jobs), [], []
     waiting = {pool.submit(one, path, running) for path in paths}
     with progress(total=len(paths), desc="notebooks", unit="", disable=None) as bar:
@@ -307,7 +348,9 @@ def require_cuda() -> None:
     "CourseError on a machine without a GPU that torch can use."
     import torch
     if not torch.cuda.is_available():
-        raise CourseError("the gpu profile needs a CUDA GPU, and torch finds none: use --profile cpu or smoke")
+        raise CourseError(
+            "the gpu profile needs a CUDA GPU, and torch finds none: use --profile cpu or smoke"
+        )
 
 # %% ../nbs/90b_notebooks.ipynb #93eb9f5b
 def band(
@@ -316,19 +359,21 @@ def band(
 ) -> dict[str, float]:
     """dict(lo, hi, mean, sd, n): where an unchanged result will lie.
 
-    Mean +- max(4 sd, floor), by the kind of number:
-    a count that never varies is exact; speeds and times may differ 10-fold between machines;
-    `*_error`, a distance to a reference, may be up to 10 times the largest seen; a score in -1..1 has the floor 0.02;
-    anything else 2 % of its mean."""
+    Mean +- max(4 sd, floor), by the kind of number: a count that never varies is exact; speeds and times may
+    differ 10-fold between machines; `*_error`, a distance to a reference, may be up to 10 times the largest
+    seen; a score in -1..1 has the floor 0.02; anything else 2 % of its mean."""
     middle, sd = mean(values), stdev(values)
     if all(isinstance(value, int) for value in values) and sd == 0: lo = hi = middle
-    elif re.search(r"(seconds|_ms|per_second|speedup|times|_mb)$", name): lo, hi = min(values) / 10, max(values) * 10
+    elif re.search(r"(seconds|_ms|per_second|speedup|times|_mb)$", name):
+        lo, hi = min(values) / 10, max(values) * 10
     elif name.endswith("_error"): lo, hi = 0, max(10 * max(values), 1e-6)
     else:
         half = max(4 * sd, 0.02 if abs(middle) <= 1 else 0.02 * abs(middle))
         lo, hi = middle - half, middle + half
     short = lambda value: value if isinstance(value, int) else float(f"{value:.6g}")
-    return {key: short(value) for key, value in dict(lo=lo, hi=hi, mean=middle, sd=sd).items()} | dict(n=len(values))
+    return {key: short(value) for key, value in dict(lo=lo, hi=hi, mean=middle, sd=sd).items()} | dict(
+        n=len(values)
+    )
 
 # %% ../nbs/90b_notebooks.ipynb #77a23fbd
 def outside(
@@ -336,9 +381,14 @@ def outside(
     bands: dict[str, dict],     # what is expected, by the same names
 ) -> list[str]:
     "One line for each result outside its band, without a band, or missing."
-    lines = [f"{name}: {results[name]:.4g} is outside {b['lo']:.4g} .. {b['hi']:.4g}" for name, b in bands.items()
-             if name in results and not b["lo"] <= results[name] <= b["hi"]]
-    lines += [f"{name}: has no band; measure one with `make baselines`" for name in results if name not in bands]
+    lines = [
+        f"{name}: {results[name]:.4g} is outside {b['lo']:.4g} .. {b['hi']:.4g}"
+        for name, b in bands.items()
+        if name in results and not b["lo"] <= results[name] <= b["hi"]
+    ]
+    lines += [
+        f"{name}: has no band; measure one with `make baselines`" for name in results if name not in bands
+    ]
     return lines + [f"{name}: has a band and was not reported" for name in bands if name not in results]
 
 # %% ../nbs/90b_notebooks.ipynb #c1cb9d45
@@ -349,22 +399,28 @@ def measure(
     only: list[str] | None = None,  # numbers or names of notebooks; None for all
     jobs: int | None = None,        # notebooks side by side; None for what suits the machine
 ) -> None:
-    "Run the course with several seeds and write the bands; CourseError if a notebook fails, and nothing is written."
+    """Run the course with several seeds and write the bands; CourseError if a notebook fails, and nothing
+    is written."""
     seen = {}
     for seed in range(seeds):
         for run_ in run(profile, only, jobs, out=Path("build", f"seed{seed}"), values=dict(seed=seed)):
-            if run_.error: raise CourseError(f"{run_.name} fails with seed {seed}, see above: nothing was written")
+            if run_.error:
+                raise CourseError(f"{run_.name} fails with seed {seed}, see above: nothing was written")
             for name, value in run_.report["results"].items():
                 seen.setdefault(run_.name, {}).setdefault(name, []).append(value)
     bands = json.loads(Path(file).read_text(encoding="utf-8")) if Path(file).is_file() else {}
     old = bands.get(profile, {}) if only else {}
-    bands[profile] = {**old, **{nb: {k: band(k, v) for k, v in results.items()} for nb, results in seen.items()}}
+    bands[profile] = {
+        **old,
+        **{nb: {k: band(k, v) for k, v in results.items()} for nb, results in seen.items()},
+    }
     text = json.dumps(bands, indent=1, sort_keys=True)
     text = re.sub(r"\{\s+([^{}]+?)\s+\}", lambda m: "{" + " ".join(m[1].split()) + "}", text)  # a band a line
     Path(file).write_text(text + "\n", encoding="utf-8", newline="\n")
 
 # %% ../nbs/90b_notebooks.ipynb #69870fad
-SCORES = dict(accuracy="accuracy", f1="F1", map="mAP")  # the endings that make a result a row of the leaderboard
+# the endings that make a result a row of the leaderboard
+SCORES = dict(accuracy="accuracy", f1="F1", map="mAP")
 
 
 def rows(
@@ -377,8 +433,16 @@ def rows(
         for name, value in values.items():
             model, _, score = name.rpartition("_")
             if score in SCORES and f"{name}_sd" in values:
-                found.append(dict(chapter=number_of(f"{notebook}.ipynb"), model=model.replace("_", " "), score=SCORES[score], mean=value,
-                                  sd=values[f"{name}_sd"], seconds=values.get(f"{model}_seconds")))
+                found.append(
+                    dict(
+                        chapter=number_of(f"{notebook}.ipynb"),
+                        model=model.replace("_", " "),
+                        score=SCORES[score],
+                        mean=value,
+                        sd=values[f"{name}_sd"],
+                        seconds=values.get(f"{model}_seconds"),
+                    )
+                )
     return found
 
 # %% ../nbs/90b_notebooks.ipynb #a9f7fa10
@@ -389,7 +453,9 @@ def leaderboard(
     table = [("chapter", "model", "score", "mean ± sd", "seconds")]
     for row in rows(results):
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
-        table.append((row["chapter"], row["model"], row["score"], f"{row['mean']:.1%} ± {row['sd']:.1%}", seconds))
+        table.append(
+            (row["chapter"], row["model"], row["score"], f"{row['mean']:.1%} ± {row['sd']:.1%}", seconds)
+        )
     return as_table(table)
 
 
@@ -398,7 +464,9 @@ def as_table(
 ) -> str:
     "Markdown, with columns of one width."
     widths = [max(map(len, column)) for column in zip(*lines)]
-    head, *rest = ["| " + " | ".join(f"{text:<{width}}" for text, width in zip(line, widths)) + " |" for line in lines]
+    head, *rest = [
+        "| " + " | ".join(f"{text:<{width}}" for text, width in zip(line, widths)) + " |" for line in lines
+    ]
     return "\n".join([head, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rest])
 
 # %% ../nbs/90b_notebooks.ipynb #1f50a413
@@ -412,8 +480,15 @@ def leaderboard_figure(
     ax = fig.subplots()
     kind = lambda row: "" if row["score"] == "accuracy" else f" ({row['score']})"
     labels = [f"{row['chapter']} {row['model']}{kind(row)}" for row in found]
-    bars = ax.barh(range(len(found)), [100 * row["mean"] for row in found], xerr=[100 * row["sd"] for row in found],
-                   color="#4c78a8", ecolor="#222222", capsize=3, height=0.65)
+    bars = ax.barh(
+        range(len(found)),
+        [100 * row["mean"] for row in found],
+        xerr=[100 * row["sd"] for row in found],
+        color="#4c78a8",
+        ecolor="#222222",
+        capsize=3,
+        height=0.65,
+    )
     ax.bar_label(bars, [f" {100 * row['mean']:.1f} %" for row in found], padding=3)
     ax.set_yticks(range(len(found)), labels)
     ax.set(xlim=(0, 109), xlabel="test score in %, mean and deviation over seeds")
@@ -425,7 +500,8 @@ def leaderboard_figure(
 def records(
     folder: Path,  # with files of `record_runs`; others are passed over
 ) -> str:
-    "What was recorded on real images, a row for each model and its options: test scores, mean and deviation over seeds."
+    """What was recorded on real images, a row for each model and its options: test scores, mean and
+    deviation over seeds."""
     flag = lambda name, value: f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
     command = lambda run: " ".join([run["model"], *(flag(*option) for option in run["options"].items())])
     table = [("images", "score", "mean ± sd", "seeds", "minutes", "course train")]
@@ -437,8 +513,16 @@ def records(
         for line in dict.fromkeys(map(command, runs)):
             own = [run for run in runs if command(run) == line]
             scores, slowest = [run[f"test_{key}"] for run in own], max(run["train_seconds"] for run in own)
-            table.append((runs[0]["data"], name, f"{mean(scores):.1%}" + (f" ± {stdev(scores):.1%}" if own[1:] else ""), str(len(own)),
-                          f"{slowest / 60:.1f}", line))
+            table.append(
+                (
+                    runs[0]["data"],
+                    name,
+                    f"{mean(scores):.1%}" + (f" ± {stdev(scores):.1%}" if own[1:] else ""),
+                    str(len(own)),
+                    f"{slowest / 60:.1f}",
+                    line,
+                )
+            )
     return as_table(table)
 
 # %% ../nbs/90b_notebooks.ipynb #60472d8a
@@ -458,16 +542,24 @@ def imports(
 def uses(
     code: str,  # Python source
 ) -> set[str]:
-    "The modules of the library that this code needs: imported, or behind a name such as 'streets?n=500', 'svm' or 'voc'."
-    strings = {str(node.value).partition("?")[0] for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
-    named = {name: module for registry in (sources, models, layouts) for name, module in registry.homes().items()}
+    """The modules of the library that this code needs: imported, or behind a name such as 'streets?n=500',
+    'svm' or 'voc'."""
+    strings = {
+        str(node.value).partition("?")[0]
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Constant)
+    }
+    named = {
+        name: module for registry in (sources, models, layouts) for name, module in registry.homes().items()
+    }
     return imports(code) | {module for name, module in named.items() if name in strings}
 
 # %% ../nbs/90b_notebooks.ipynb #3be8403d
 def fingerprint(
     nb: dict,  # a notebook
 ) -> str:
-    "The sha256 of its code, the records it reads and all course modules behind it; comments on lines of their own do not count."
+    """The sha256 of its code, the records it reads and all course modules behind it; comments on lines of
+    their own do not count."""
     code = "\n".join(source(cell) for cell in code_cells(nb))
     texts, waiting = {"": code, **records_in(code)}, uses(code)
     while waiting:
@@ -482,7 +574,8 @@ def fingerprint(
 def records_in(
     code: str,  # Python source of a notebook
 ) -> dict[str, str]:
-    "The files of recorded results that it names, 'results/NAME.json', and their texts; in an f-string any name fits a part in braces."
+    """The files of recorded results that it names, 'results/NAME.json', and their texts; in an f-string
+    any name fits a part in braces."""
     named = re.findall(r"results/[\w{}.-]+?\.json", code)
     paths = {path for name in named for path in (checkout() / "nbs").glob(re.sub(r"{\w+}", "*", name))}
     return {path.name: path.read_text(encoding="utf-8") for path in paths}
@@ -502,23 +595,30 @@ _PRIVATE = re.compile(r"(?<![\w.])/(?:home|root|Users|tmp|work|private|var|opt|m
 def _figure_blemishes(number: int, about: dict) -> list[str]:
     "What is wrong with a figure, by what `figures.alt` noted down about it."
     lines = [f"cell [{number}]: {trouble}" for trouble in about.get("hard_to_read", [])]
-    return lines if about.get("alt") else [*lines, f"cell [{number}]: has an image without alt text; show it with `alt(fig, text)`"]
+    return (
+        lines
+        if about.get("alt")
+        else [*lines, f"cell [{number}]: has an image without alt text; show it with `alt(fig, text)`"]
+    )
 
 
 def blemishes(
     nb: dict,  # an executed notebook
 ) -> list[str]:
-    "One line for each output that should not be published: errors, stderr, private paths, figures without words or hard to read."
+    """One line for each output that should not be published: errors, stderr, private paths, figures
+    without words or hard to read."""
     lines = []
     for number, cell in enumerate(code_cells(nb), 1):
         for output in cell["outputs"]:
             data, kind = output.get("data", {}), output["output_type"]
             if kind == "error": lines.append(f"cell [{number}]: ends in {output['ename']}")
-            if output.get("name") == "stderr": lines.append(f"cell [{number}]: stderr: {''.join(output['text'])[:80]}")
+            if output.get("name") == "stderr":
+                lines.append(f"cell [{number}]: stderr: {''.join(output['text'])[:80]}")
             texts = [output.get("text", ""), *(data[kind] for kind in data if kind.startswith("text"))]
             words = "\n".join("".join(text) for text in texts)
             if found := _PRIVATE.search(words): lines.append(f"cell [{number}]: shows {found[0][:80]}")
-            for kind in data.keys() & {"image/png", "image/jpeg"}: lines += _figure_blemishes(number, output["metadata"].get(kind, {}))
+            for kind in data.keys() & {"image/png", "image/jpeg"}:
+                lines += _figure_blemishes(number, output["metadata"].get(kind, {}))
     return lines
 
 # %% ../nbs/90b_notebooks.ipynb #1d25e1c6
@@ -526,12 +626,14 @@ def refresh(
     only: list[str] | None = None,  # numbers or names of notebooks; None for all
     jobs: int | None = None,        # notebooks side by side; None for what suits the machine
 ) -> list[Run]:
-    "Run the laptop profile, store its outputs in nbs/, redraw the leaderboard; CourseError if one is not fit for it."
+    """Run the laptop profile, store its outputs in nbs/, redraw the leaderboard; CourseError if one is not
+    fit for it."""
     originals = {path.stem: read(path) for path in chapters(only)}
     runs = run("cpu", only, jobs)
     for done in runs:
         if done.error: raise CourseError(f"{done.name} fails, see above: nothing was stored")
-        if found := blemishes(read(done.path)): raise CourseError(f"{done.name}, {found[0]}: nothing was stored")
+        if found := blemishes(read(done.path)):
+            raise CourseError(f"{done.name}, {found[0]}: nothing was stored")
     for done in runs:
         nb = originals[done.name]
         for cell, ran in zip(code_cells(nb), code_cells(read(done.path))): cell["outputs"] = ran["outputs"]
@@ -548,13 +650,17 @@ def _publish(results):
     import matplotlib
     (checkout() / "figures").mkdir(exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "course"}):
-        leaderboard_figure(results).savefig(checkout() / "figures" / "leaderboard.svg", metadata={"Date": None})
+        leaderboard_figure(results).savefig(
+            checkout() / "figures" / "leaderboard.svg", metadata={"Date": None}
+        )
     for path in chapters(None): _publish_figures(path)
     (checkout() / "nbs" / "glossary.md").write_text(glossary(), encoding="utf-8", newline="\n")
     readme = checkout() / "README.md"
     text = readme.read_text(encoding="utf-8")
     for name, table in dict(leaderboard=leaderboard(results), records=records(checkout() / "nbs" / "results")).items():
-        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table}\n{m[2]}", text, flags=re.S)
+        text = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table}\n{m[2]}", text, flags=re.S
+        )
     readme.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -564,7 +670,8 @@ def _publish_figures(path):
         if "figure" not in cell["metadata"].get("tags", []): continue
         for kind, ending in (("image/png", "png"), ("image/jpeg", "jpg")):
             found = [output["data"][kind] for output in cell["outputs"] if kind in output.get("data", {})]
-            if found: (checkout() / "figures" / f"{path.stem}.{ending}").write_bytes(base64.b64decode(found[0]))
+            if found:
+                (checkout() / "figures" / f"{path.stem}.{ending}").write_bytes(base64.b64decode(found[0]))
 
 # %% ../nbs/90b_notebooks.ipynb #90b0b002
 def prose(
@@ -591,14 +698,20 @@ _DFN = re.compile(r'<dfn id="(?P<id>[a-z0-9-]+)">(?P<term>[^<]+)</dfn>')
 
 # %% ../nbs/90b_notebooks.ipynb #90b0b003
 def glossary() -> str:
-    "All terms that the lessons define, in alphabetical order, each with its sentence and a link to its lesson."
+    """All terms that the lessons define, in alphabetical order, each with its sentence and a link to its
+    lesson."""
     lines = []
     for path in filter(is_lesson, chapters()):
         for sentence in definitions(read(path)).values():
             plain = _DFN.sub(lambda match: f"**{match['term']}**", sentence.lstrip("-*> 0123456789."))
             term = re.search(r"\*\*(.+?)\*\*", plain)[1]
             lines.append((term.lower(), f"- {plain} ([{path.stem[:2]}]({path.name}))"))
-    head = ["# Glossary", "", "Every term where it is first explained. This page is made from the lessons by `make notebooks`.", ""]
+    head = [
+        "# Glossary",
+        "",
+        "Every term where it is first explained. This page is made from the lessons by `make notebooks`.",
+        "",
+    ]
     return "\n".join([*head, *(line for _, line in sorted(lines))]) + "\n"
 
 # %% ../nbs/90b_notebooks.ipynb #235ec2ea
@@ -609,13 +722,17 @@ def blank(
     code: str,  # of an exercise's cell
 ) -> str:
     "The scaffold alone: what stands between the markers is for the learner to write."
-    return _SOLUTION.sub(lambda match: match[1] + ("raise NotImplementedError('your turn')" if match[1] else "# your turn"), code)
+    return _SOLUTION.sub(
+        lambda match: match[1] + ("raise NotImplementedError('your turn')" if match[1] else "# your turn"),
+        code,
+    )
 
 
 def student(
     nb: dict,  # a notebook
 ) -> dict:
-    "The notebook with scaffolds in place of solutions and without outputs; exercises may fail there without stopping the rest."
+    """The notebook with scaffolds in place of solutions and without outputs; exercises may fail there
+    without stopping the rest."""
     nb = json.loads(json.dumps(nb))
     for cell in code_cells(nb):
         code = source(cell)
@@ -628,9 +745,11 @@ def student(
 def write_student(
     out: Path,  # a folder; what is in it already stays as it is
 ) -> tuple[list[Path], list[Path]]:  # the notebooks that were written, and those that were there
-    "The course to work in: lessons with scaffolds, the workshop notebooks as they are, and the records that both read."
+    """The course to work in: lessons with scaffolds, the workshop notebooks as they are, and the records
+    that both read."""
     out = Path(out).expanduser().resolve()
-    if out == (checkout() / "nbs").resolve(): raise CourseError(f"'{out}' holds the course itself: choose another folder")
+    if out == (checkout() / "nbs").resolve():
+        raise CourseError(f"'{out}' holds the course itself: choose another folder")
     if out.exists() and not out.is_dir(): raise CourseError(f"'{out}' is a file: choose a folder")
     (out / "results").mkdir(parents=True, exist_ok=True)
     for path in [*(checkout() / "nbs" / "results").glob("*.json"), *(checkout() / "nbs").glob("*.md")]:
@@ -657,7 +776,8 @@ def with_trials(
     nb: dict,        # a notebook
     answers: dict,   # of `wrong_answers`
 ) -> dict:
-    "A copy that, after each check, tries the check again, then on each wrong answer and on the blank scaffold, and says what passed."
+    """A copy that, after each check, tries the check again, then on each wrong answer and on the blank
+    scaffold, and says what passed."""
     nb, cells, scaffolds = json.loads(json.dumps(nb)), [], {}
     for cell in nb["cells"]:
         cells.append(cell)
@@ -666,8 +786,16 @@ def with_trials(
         if name := re.match(r"# check: *(\w+)", code):
             tries = [("again", ""), *answers.get(name[1], []), ("blank", scaffolds[name[1]])]
             trial = _TRIAL.format(name=name[1], tries=tries, check=code, mime=TRIALS)
-            cells.append(dict(cell_type="code", id=f"trial-{name[1]}"[:60], metadata=dict(tags=["injected-parameters"]), outputs=[],
-                              execution_count=None, source=trial))
+            cells.append(
+                dict(
+                    cell_type="code",
+                    id=f"trial-{name[1]}"[:60],
+                    metadata=dict(tags=["injected-parameters"]),
+                    outputs=[],
+                    execution_count=None,
+                    source=trial,
+                )
+            )
     return dict(nb, cells=cells)
 
 
@@ -690,5 +818,10 @@ def trials(
     nb: dict,  # an executed notebook of `with_trials`
 ) -> dict[str, dict[str, bool]]:
     "For each exercise whether its check passed again, on each wrong answer, and on the blank scaffold."
-    shown = [output["data"][TRIALS] for cell in nb["cells"] for output in cell.get("outputs", []) if TRIALS in output.get("data", {})]
+    shown = [
+        output["data"][TRIALS]
+        for cell in nb["cells"]
+        for output in cell.get("outputs", [])
+        if TRIALS in output.get("data", {})
+    ]
     return {one["exercise"]: one["passed"] for one in shown}

@@ -23,10 +23,10 @@ from .evaluation import decision_scores
 @dataclass
 class Shallow:
     "A trained scikit-learn pipeline from images to classes, with calibrated probabilities."
-    pipeline: Pipeline  # uint8 [N, size, size, 3] -> scores
-    classes: list[str]  # K names
-    size: int           # side of the images it takes
-    temperature: float = 1.0    # scores are divided by it before they become probabilities
+    pipeline: Pipeline        # uint8 [N, size, size, 3] -> scores
+    classes: list[str]        # K names
+    size: int                 # side of the images it takes
+    temperature: float = 1.0  # scores are divided by it before they become probabilities
     about: dict = field(default_factory=dict)  # how it was made, for the bundle
     task: str = SINGLE
 

@@ -17,7 +17,17 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from .core import Bundle, CourseError, Registry, formats, models, networks, save_bundle, versions, within
+from course_lib.core import (
+    Bundle,
+    CourseError,
+    Registry,
+    formats,
+    models,
+    networks,
+    save_bundle,
+    versions,
+    within,
+)
 from .device import as_it_fits, autocast, keep_memory
 from .data import DETECTION, MULTI, SINGLE, Splits, pixels, to_float
 from .combine import join
@@ -43,7 +53,8 @@ class Network:
     temperature: float = 1.0  # logits are divided by it before they become probabilities
     about: dict = field(default_factory=dict)  # how it was made
     views: int = 1       # of an image, over which logits are averaged: see `views_of`
-    thresholds: tuple = ()  # with several labels per image, the least probability of each class, [K]; by itself 0.5
+    # with several labels per image, the least probability of each class, [K]; by itself 0.5
+    thresholds: tuple = ()
 
     def __post_init__(self):
         if self.task == MULTI: self.thresholds = tuple(self.thresholds) or (0.5,) * len(self.classes)
@@ -53,7 +64,10 @@ class Network:
     ) -> Tensor:
         "Uncalibrated scores, float32 [B, K]."
         if images.dtype != np.uint8 or images.shape[1:] != (self.size, self.size, 3):
-            raise CourseError(f"images must be uint8 [B, {self.size}, {self.size}, 3], not {images.dtype} {list(images.shape)}")
+            raise CourseError(
+                f"images must be uint8 [B, {self.size}, {self.size}, 3], not {images.dtype} "
+                f"{list(images.shape)}"
+            )
         ask = lambda size: [self._logits(images[i:i + size]) for i in range(0, len(images), size)]
         with keep_memory(): parts = as_it_fits(ask, 125)                           # more is not faster
         return torch.cat([torch.zeros(0, len(self.classes)), *parts])
@@ -69,7 +83,8 @@ class Network:
     def predict_proba(self,
         images: np.ndarray,  # uint8 [B, size, size, 3]
     ) -> np.ndarray:
-        "Probabilities [B, K], float64; each row's sum is 1 for one label per image, and each number its own for several."
+        """Probabilities [B, K], float64; each row's sum is 1 for one label per image, and each number its
+        own for several."""
         scores = self.logits(images).double() / self.temperature
         return (scores.sigmoid() if self.task == MULTI else scores.softmax(1)).numpy()
 
@@ -78,9 +93,20 @@ class Network:
         **meta,        # arguments, seed, metrics, ...
     ) -> Path:
         "Write a bundle with the weights in `weights.safetensors`."
-        own = dict(format="safetensors", architecture=self.name, network=self.arguments, classes=list(self.classes),
-                   task=self.task, input_size=self.size, mean=self.mean, std=self.std, temperature=self.temperature,
-                   views=self.views, thresholds=self.thresholds, about=self.about)
+        own = dict(
+            format="safetensors",
+            architecture=self.name,
+            network=self.arguments,
+            classes=list(self.classes),
+            task=self.task,
+            input_size=self.size,
+            mean=self.mean,
+            std=self.std,
+            temperature=self.temperature,
+            views=self.views,
+            thresholds=self.thresholds,
+            about=self.about,
+        )
         return save_weights(folder, self.model, meta | own)
 
     @classmethod
@@ -88,9 +114,23 @@ class Network:
         bundle: Bundle,  # from `open_bundle`
     ) -> "Network":
         "The predictor in a bundle. CourseError if its architecture is unknown or its weights do not fit."
-        return load_weights(bundle, lambda model, meta: cls(
-            model, meta["classes"], meta["input_size"], tuple(meta["mean"]), tuple(meta["std"]), meta["architecture"], meta["network"],
-            meta["task"], meta["temperature"], meta["about"], meta["views"], tuple(meta["thresholds"])))
+        return load_weights(
+            bundle,
+            lambda model, meta: cls(
+                model,
+                meta["classes"],
+                meta["input_size"],
+                tuple(meta["mean"]),
+                tuple(meta["std"]),
+                meta["architecture"],
+                meta["network"],
+                meta["task"],
+                meta["temperature"],
+                meta["about"],
+                meta["views"],
+                tuple(meta["thresholds"]),
+            ),
+        )
 
 # %% ../nbs/05c_predictors.ipynb #a245ac8b
 @formats.register("safetensors")
@@ -100,7 +140,7 @@ def load_network(bundle: Bundle) -> Network: return Network.load(bundle)
 def save_weights(
     folder: Path,      # the bundle to write
     model: nn.Module,  # from `networks`
-    meta: dict,        # what `load_weights` needs to build it again: architecture, network, classes; and all else to remember
+    meta: dict,        # architecture, network, classes, with which it is built again; and all else to remember
 ) -> Path:
     "Write a bundle with the weights in `weights.safetensors`."
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
@@ -116,7 +156,10 @@ def load_weights(
     meta = bundle.meta
     try: build = networks[meta["architecture"]]
     except CourseError as why:
-        raise CourseError(f"'{bundle.folder}': {why}; if the network is your own, import its file first: `course --import FILE ...`") from None
+        raise CourseError(
+            f"'{bundle.folder}': {why}; if the network is your own, import its file first: `course --import "
+            "FILE ...`"
+        ) from None
     try:
         model = build(len(meta["classes"]), **meta["network"])
         model.load_state_dict(load_file(bundle.folder / "weights.safetensors"))
@@ -124,12 +167,14 @@ def load_weights(
         return wrap(model.to(device, memory_format=torch.channels_last).eval(), meta)
     except (KeyError, TypeError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
-        raise CourseError(f"'{bundle.folder}' does not fit its architecture '{meta['architecture']}': {first}") from None
+        raise CourseError(
+            f"'{bundle.folder}' does not fit its architecture '{meta['architecture']}': {first}"
+        ) from None
 
 
 def views_of(
     images: Tensor,  # [B, 3, S, S]
-    views: int,      # 1: as they are; 2: mirrored too; 6: both also moved by a pixel up and left, and down and right
+    views: int,      # 1: as they are; 2: mirrored too; 6: both also moved by a pixel in two directions
 ) -> list[Tensor]:
     "The same images seen in ways that should not matter (Jordan 2024, section 3.5)."
     if views == 1: return [images]
@@ -144,7 +189,8 @@ class Architecture:
     name: str           # in `networks` and in `models`
     build: Callable     # build(classes, **arguments) makes an untrained nn.Module
     learn: Callable     # learn(job, **options) trains it and returns its `History`
-    finish: Callable | None = None  # finish(trained, splits) sets what else is to be found on the validation split
+    # finish(trained, splits) sets what else is to be found on the validation split
+    finish: Callable | None = None
     tasks: tuple[str, ...] = (SINGLE, MULTI)
     input_size: int | None = None   # by default; None: as the images are, within `sizes` of the network
     defaults: dict = field(default_factory=dict)  # of the recipe, where this network needs others
@@ -160,17 +206,29 @@ class Architecture:
         return int(np.clip(min(splits.train.read(0).shape[:2]), low, high))
 
     def parameters(self) -> list[inspect.Parameter]:
-        "The options of its training: general ones, its own, those of how it learns and predicts, and the recipe's fields."
-        splits, *general = [p for p in arguments_of(train_network) if p.name not in ("architecture", "options")]
-        own = arguments_of(self.build)[1:] + arguments_of(self.learn)[1:] + arguments_of(predictors[self.tasks[0]])[4:]
+        """The options of its training: general ones, its own, those of how it learns and predicts, and the
+        recipe's fields."""
+        splits, *general = [
+            p for p in arguments_of(train_network) if p.name not in ("architecture", "options")
+        ]
+        own = (
+            arguments_of(self.build)[1:]
+            + arguments_of(self.learn)[1:]
+            + arguments_of(predictors[self.tasks[0]])[4:]
+        )
         recipe = [p.replace(default=self.defaults.get(p.name, p.default)) for p in arguments_of(Recipe)]
         general = [p.replace(default=self.input_size) if p.name == "input_size" else p for p in general]
-        found = {p.name: p.replace(kind=p.KEYWORD_ONLY) for p in (*recipe, *own, *general) if p.name not in self.unused}
+        found = {
+            p.name: p.replace(kind=p.KEYWORD_ONLY)
+            for p in (*recipe, *own, *general)
+            if p.name not in self.unused
+        }
         order = [p.name for p in (*general, *own, *recipe)]
         return [splits, *(found[name] for name in dict.fromkeys(order) if name in found)]
 
 # %% ../nbs/05c_predictors.ipynb #05cca001
-predictors = Registry("predictor", "predictors.register")  # task -> function(architecture, job, arguments, history): a predictor
+# task -> function(architecture, job, arguments, history): a predictor
+predictors = Registry("predictor", "predictors.register")
 
 
 def network(
@@ -182,19 +240,35 @@ def network(
     unused: tuple[str, ...] = (),
     **defaults,
 ):
-    """A decorator for a function(classes, **arguments) that builds a network: files it in `networks`, and in `models`
-    a function(splits, **options) that trains it. The options are its own arguments, `learn`'s, and the recipe's fields."""
+    """A decorator for a function(classes, **arguments) that builds a network: files it in `networks`, and in
+    `models` a function(splits, **options) that trains it. The options are its own arguments, `learn`'s, and
+    the recipe's fields."""
     def add(build):
         architecture = Architecture(name, build, learn, finish, tasks, input_size, defaults, unused)
         def train(splits, **options):
             asked = inspect.signature(train).bind(splits, **options)
             asked.apply_defaults()
-            free = {what: asked.arguments.pop(what, None) for what in ("splits", "device", "folder", "resume")}
-            if free["folder"]: reserve(free["folder"], free["resume"], dict(asked.arguments, model=name, data=splits.fingerprint))
+            free = {
+                what: asked.arguments.pop(what, None) for what in ("splits", "device", "folder", "resume")
+            }
+            if free["folder"]:
+                reserve(
+                    free["folder"], free["resume"], dict(asked.arguments, model=name, data=splits.fingerprint)
+                )
             return train_network(architecture, splits, **options)
         train.__signature__ = inspect.Signature(architecture.parameters())
-        documented = (train_network, build, *getattr(learn, "documented_in", (learn,)), predictors[tasks[0]], Recipe)
-        train.__doc__, train.__module__, train.__qualname__ = build.__doc__, build.__module__, build.__qualname__
+        documented = (
+            train_network,
+            build,
+            *getattr(learn, "documented_in", (learn,)),
+            predictors[tasks[0]],
+            Recipe,
+        )
+        train.__doc__, train.__module__, train.__qualname__ = (
+            build.__doc__,
+            build.__module__,
+            build.__qualname__,
+        )
         train.documented_in = documented
         networks.add(name, build)
         models.add(name, train)
@@ -212,7 +286,8 @@ def arguments_of(
 def extends(
     base: Callable,  # learns: base(job, **options)
 ):
-    "A decorator for a function(job, ..., **more) that hands `more` to `base`: its signature shows the options of both."
+    """A decorator for a function(job, ..., **more) that hands `more` to `base`: its signature shows the
+    options of both."""
     def add(function):
         own = [p for p in arguments_of(function) if p.kind is not p.VAR_KEYWORD]
         names = {p.name for p in own}
@@ -223,18 +298,23 @@ def extends(
     return add
 
 # %% ../nbs/05c_predictors.ipynb #93064ad2
-NEEDS = {(SINGLE, MULTI): "single-label or multi-label data, not {task}: put '?view=multi' behind the path of data with boxes "
-                          "to learn which classes are in an image",
-         (DETECTION,): "data with boxes, not {task}: a VOC layout, a COCO json or 'streets?view=detection'"}
+NEEDS = {
+    (
+        SINGLE,
+        MULTI,
+    ): "single-label or multi-label data, not {task}: put '?view=multi' behind the path of data with boxes "
+    "to learn which classes are in an image",
+    (DETECTION,): "data with boxes, not {task}: a VOC layout, a COCO json or 'streets?view=detection'",
+}
 
 
 def train_network(
     architecture: Architecture,
     splits: Splits,
-    input_size: int | None = None,   # side of the images in pixels (default: their own, within what suits the network)
+    input_size: int | None = None,   # side of the images in pixels (default: their own, if it suits the network)
     device: str = "auto",            # cpu, cuda, mps, or auto: the best there is
     resume: bool = False,            # go on with an unfinished run
-    with_valid: bool = False,        # learn from the validation images too; then no image is left to choose or calibrate by
+    with_valid: bool = False,        # learn from the validation images too: none are left to choose by
     folder: Path | None = None,      # for checkpoints and TensorBoard's files
     **options,                       # of the network, of how it learns and predicts, and of the recipe
 ):
@@ -249,12 +329,22 @@ def train_network(
     recipe = Recipe(**{**architecture.defaults, **take(arguments_of(Recipe))})
     how = take(arguments_of(architecture.learn)[1:])
     finally_ = take(arguments_of(predictors[splits.task])[4:])
-    if with_valid: splits = replace(splits, train=join(splits.train, splits.valid), valid=splits.valid.subset([]))
+    if with_valid:
+        splits = replace(splits, train=join(splits.train, splits.valid), valid=splits.valid.subset([]))
     torch.manual_seed(recipe.seed)
     takes_size = "input_size" in inspect.signature(architecture.build).parameters
     arguments = dict(options, input_size=input_size or architecture.input_size) if takes_size else options
     model = architecture.build(len(splits.classes), **arguments)
-    job = Job(model, splits, recipe, input_size or architecture.size_for(model, splits), None, folder, resume, device)
+    job = Job(
+        model,
+        splits,
+        recipe,
+        input_size or architecture.size_for(model, splits),
+        None,
+        folder,
+        resume,
+        device,
+    )
     job.task = make_task(model, splits, job.input_size, recipe)
     history = architecture.learn(job, **how)
     trained = predictors[splits.task](architecture, job, arguments, history, **finally_)
@@ -273,8 +363,18 @@ def trained_classifier(
 ) -> Network:
     "The network as a predictor; with one label per image its temperature is found on the validation split."
     splits, task = job.splits, job.task
-    trained = Network(job.model, splits.classes, job.input_size, task.mean, task.std, architecture.name, arguments,
-                      task=splits.task, about=about_training(job, history), views=views)
+    trained = Network(
+        job.model,
+        splits.classes,
+        job.input_size,
+        task.mean,
+        task.std,
+        architecture.name,
+        arguments,
+        task=splits.task,
+        about=about_training(job, history),
+        views=views,
+    )
     if len(splits.valid) and splits.task == SINGLE:
         logits = trained.logits(pixels(splits.valid, trained.size)).numpy()
         trained.temperature = temperature(logits, np.array(splits.valid.targets))
@@ -285,9 +385,18 @@ def about_training(
     job: Job,
     history: History,
 ) -> dict:
-    "The record of a training that goes into the bundle: the scores of the weights that were kept, and how they came about."
-    kept = history.rows[int(np.argmax(history.scores)) if job.recipe.keep == "best" and history.scores else -1]
+    """The record of a training that goes into the bundle: the scores of the weights that were kept, and
+    how they came about."""
+    kept = history.rows[
+        int(np.argmax(history.scores)) if job.recipe.keep == "best" and history.scores else -1
+    ]
     names = {"accuracy", history.score} if "accuracy" in kept else {history.score}
     scores = {f"valid_{name}": kept.get(name) for name in sorted(names)}
     weights = sum(p.numel() for p in job.model.parameters())
-    return dict(scores, weights=weights, recipe=asdict(job.recipe), history=history.rows, trained_on=len(job.splits.train))
+    return dict(
+        scores,
+        weights=weights,
+        recipe=asdict(job.recipe),
+        history=history.rows,
+        trained_on=len(job.splits.train),
+    )

@@ -55,8 +55,8 @@ def attempt(act):
 def examine(spec, tmp_path, sound=True):
     """The diagnosis, after everything was done to `spec` that can be done to data.
 
-    Where nothing is wrong it must load. The original is not touched. The repaired copy has no error and loads,
-    unless it cannot: `sound` is False."""
+    Where nothing is wrong it must load. The original is not touched. The repaired copy has no error and
+    loads, unless it cannot: `sound` is False."""
     before, fixed = prints(Path(spec)), tmp_path / "fixed"
     found = attempt(lambda: check(spec))
     loaded = attempt(lambda: load(spec))

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.ssdlite import _mobilenet_extractor
 
-from course_lib import device, hybrid, loop, transfer
+from course_lib import device, hybrid, transfer
 from course_lib.cli import main
 from course_lib.core import CourseError, models, open_model
 from course_lib.data import load, pixels, to_float
@@ -235,7 +235,7 @@ def test_with_checkpointing_it_learns_the_same(splits):
 
 
 def test_embeddings_are_what_the_trunk_says(splits, monkeypatch):
-    monkeypatch.setattr(train, "best_precision", lambda device: "fp32")
+    monkeypatch.setattr(device, "best_precision", lambda device: "fp32")
     model, images = small(), np.array(pixels(splits.test, 32))
     begin(Job(model, splits, input_size=32, device="cpu"), "none")
     with torch.no_grad(): expected = model.backbone.eval()(to_float(torch.from_numpy(images).permute(0, 3, 1, 2), *RAW))

@@ -58,60 +58,75 @@ def image_file(item): return encoded(scene(int(item.name.removesuffix(".png"))))
 
 def essence(items):
     "What must survive writing and reading, by the image's digest; boxes apart."
-    return {i.record.digest: (i.split, i.label, i.labels, [(o.name, o.difficult) for o in i.objects])
-            for i in items}
+    return {i.record.digest: (i.split, i.label, i.labels, [o.name for o in i.objects]) for i in items}
+
+
+def is_refused(items, name, out):
+    "Whether the layout cannot hold these items; then nothing may be there. Else they are written."
+    try: write_dataset(items, image_file, name, out)
+    except CourseError as why:
+        assert "\n" not in str(why) and not list(out.parent.glob(f"*{out.name}*"))
+        return True
+    return False
 
 
 @pytest.mark.parametrize("splits", [True, False])
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_is_written_is_read_again(name, splits, tmp_path):
-    items = made_up(layouts[name].task, splits)
-    found = survey(write_dataset(items, image_file, name, tmp_path / "out"))
+    items, out = made_up(layouts[name].task, splits), tmp_path / "out"
+    if is_refused(items, name, out):
+        assert splits, "a layout may lack a place for splits, and must hold everything else of its task"
+        return
+    found = survey(out)
     assert (found.layout, found.task, found.findings) == (name, layouts[name].task, [])
     assert found.classes == ["car", "stop sign"] and essence(found.items) == essence(items)
-    old, new = [{i.record.digest: [o.box for o in i.objects] for i in some} for some in (items, found.items)]
-    for digest, boxes in old.items(): np.testing.assert_allclose(new[digest], boxes, atol=1e-5)
-    for i in found.items: np.testing.assert_array_equal(found.image(i), scene(place(items, i)))
-
-
-def place(items, written):
-    return next(k for k, i in enumerate(items) if i.record.digest == written.record.digest)
+    old = {i.record.digest: i for i in items}
+    for i in found.items:
+        before = old[i.record.digest]
+        np.testing.assert_array_equal(found.image(i), scene(items.index(before)))
+        for thing, given in zip(i.objects, before.objects, strict=True):
+            np.testing.assert_allclose(thing.box, given.box, atol=0.01)  # pixels: some formats round
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_folder_and_zip_and_repaired_copy_are_one_data_set(name, tmp_path):
-    folder = write_dataset(made_up(layouts[name].task), image_file, name, tmp_path / "out")
+    folder = tmp_path / "out"
+    if is_refused(made_up(layouts[name].task), name, folder):
+        write_dataset(made_up(layouts[name].task, splits=False), image_file, name, folder)
     archive = zipped(folder, tmp_path / "out.zip", prefix="wrapped/")
     expected = load(folder)
     assert load(archive).fingerprint == expected.fingerprint
     assert check(folder).errors == check(archive).errors == []
     repaired = load(fix(archive, tmp_path / "fixed"))
-    assert [len(repaired[part]) for part in NAMES] == [len(expected[part]) for part in NAMES] == [8, 8, 8]
+    assert [len(repaired[part]) for part in NAMES] == [len(expected[part]) for part in NAMES]
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_layout_refuses_what_it_cannot_hold_before_anything_is_written(name, tmp_path):
+def test_a_layout_refuses_items_of_another_task_or_keeps_their_classes(name, tmp_path):
+    "A table, for one, keeps the classes of objects and forgets their boxes."
     for task in {SINGLE, MULTI, DETECTION} - {layouts[name].task}:
-        if name == "csv": continue  # a table holds one label, several, or the classes of boxes
-        with pytest.raises(CourseError, match="choose the layout"):
-            write_dataset(made_up(task), image_file, name, tmp_path / "out")
-        assert not (tmp_path / "out").exists()
+        items, out = made_up(task), tmp_path / task
+        if is_refused(items, name, out): continue
+        found = survey(out)
+        assert found.task == layouts[name].task
+        old, new = ({i.record.digest: set(i.classes) for i in some} for some in (items, found.items))
+        assert old == new
 
 
-def test_a_table_holds_single_labels_and_the_classes_of_objects(tmp_path):
-    for task in (SINGLE, DETECTION):
-        items = made_up(task)
-        found = survey(write_dataset(items, image_file, "csv", tmp_path / task))
-        assert {i.record.digest: set(i.labels) for i in found.items} == {i.record.digest: set(i.classes)
-                                                                         for i in items}
+def test_what_each_layout_refuses(tmp_path):
+    refused = {(name, task) for name in FORMATS for task in (SINGLE, MULTI, DETECTION)
+               if is_refused(made_up(task), name, tmp_path / f"{name} {task}")}
+    boxes = {(name, task) for name in ("voc", "coco") for task in (SINGLE, MULTI)}
+    assert refused >= boxes | {("folder", MULTI), ("folder", DETECTION)}
+    assert not refused & {(name, layouts[name].task) for name in ("folder", "csv", "voc", "coco")}
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_layout_has_the_form_that_the_protocol_asks_for(name):
     kind = layouts[name]
     assert kind.task in (SINGLE, MULTI, DETECTION) and isinstance(kind.rank, int) and len(kind.about) > 5
-    assert isinstance(kind.endings,
-                      tuple) and all(re.fullmatch(r"\.[a-z]+", ending) for ending in kind.endings)
+    assert isinstance(kind.endings, tuple)
+    assert all(re.fullmatch(r"\.[a-z]+", ending) for ending in kind.endings)
 
 
 def test_ranks_decide_without_ties():
@@ -134,7 +149,7 @@ def test_errors_list_what_every_layout_expects(tmp_path):
     assert "\n" not in str(caught.value) and all(layouts[name].about in str(caught.value) for name in FORMATS)
     with pytest.raises(CourseError) as caught: survey(tmp_path / "other" / "x.json")
     listed = {name for name in FORMATS if layouts[name].about in str(caught.value)}
-    assert listed == {name for name in FORMATS if ".json" in layouts[name].endings} == {"coco"}
+    assert "coco" in listed and listed == {name for name in FORMATS if ".json" in layouts[name].endings}
     with pytest.raises(CourseError, match="unknown layout 'vox': did you mean 'voc'"):
         write_dataset([], image_file, "vox", tmp_path / "out")
 
@@ -200,11 +215,10 @@ def test_it_is_claimed_surveyed_loaded_and_cached(notes, tmp_path):
     folder = noted(tmp_path / "data")
     found = survey(folder)
     assert (found.layout, found.classes, found.findings) == ("notes", ["cat", "dog"], [])
-    assert {i.name: i.label for i in found.items} == {f"{c}{i}.png": c for c in ("cat", "dog")
-                                                      for i in range(8)}
+    expected = {f"{name}{i}.png": name for name in ("cat", "dog") for i in range(8)}
+    assert {i.name: i.label for i in found.items} == expected
     splits, same = load(folder), load(class_folders(tmp_path / "folders"))
-    # equal images with equal labels are equal data, however they lie
-    assert splits.fingerprint == same.fingerprint
+    assert splits.fingerprint == same.fingerprint  # equal images with equal labels, however they lie
     np.testing.assert_array_equal(pixels(splits.train, 8), pixels(same.train, 8))
     assert load(zipped(folder, tmp_path / "data.zip")).fingerprint == splits.fingerprint
 
@@ -288,8 +302,8 @@ def test_corners_of_voc_are_as_written():
     "The original sets count pixels from 1; nothing in a file says so, and nothing is shifted, either way."
     whole = Item("0.png", objects=(Object("cat", (1, 1, 64, 48)),), record=Record("", 64, 48))
     tree = voc_xml(whole, "0.png").decode()
-    assert [int(re.search(f"<{side}>(.*)</{side}>", tree)[1])
-            for side in ("xmin", "ymin", "xmax", "ymax")] == [1, 1, 64, 48]
+    sides = [re.search(f"<{side}>(.*)</{side}>", tree)[1] for side in ("xmin", "ymin", "xmax", "ymax")]
+    assert sides == ["1", "1", "64", "48"]
 
 
 def test_corners_of_voc_are_read_as_written(tmp_path):
@@ -299,10 +313,10 @@ def test_corners_of_voc_are_read_as_written(tmp_path):
 
 # worker processes
 
-@pytest.mark.parametrize("make",
-                         [class_folders, voc, coco,
-                          lambda root: zipped(class_folders(root), root.with_suffix(".zip"))],
-                         ids=["folder", "voc", "coco", "zip"])
+def zipped_folders(root): return zipped(class_folders(root), root.with_suffix(".zip"))
+
+
+@pytest.mark.parametrize("make", [class_folders, voc, coco, zipped_folders])
 def test_images_can_be_pickled(make, tmp_path):
     splits = load(make(tmp_path / "data"))
     for part in (splits.train, splits.test.subset([1, 0])):
@@ -316,7 +330,7 @@ def first(batch): return batch[0]
 
 def test_a_worker_that_is_spawned_reads_them(tmp_path):
     "As on Windows and macOS."
-    splits = load(zipped(class_folders(tmp_path / "data"), tmp_path / "data.zip"))
+    splits = load(zipped_folders(tmp_path / "data"))
     how = dict(num_workers=1, multiprocessing_context="spawn", collate_fn=first)
     for i, (image, target) in enumerate(torch.utils.data.DataLoader(splits.train, **how)):
         np.testing.assert_array_equal(image, splits.train.read(i))

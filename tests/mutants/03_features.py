@@ -38,14 +38,9 @@ def joint(images):
     return grid_histogram((16 * red + 4 * green + blue).unsqueeze(1), 64, 2)[:, :64]
 
 # %% night_quotient: three invented numbers, in the right order
-falls = {"hog": 0.6, "lbp": 0.8, "color": 1.3}
 def night_quotient(describe, day, night):
-    return falls["hog"]
-
-# %% night_quotient: three invented numbers, one after the other
-invented = iter([3 / 20, 6 / 20, 1 / 2, 0.6, 0.8, 1.3, *[0.5] * 9])
-def night_quotient(describe, day, night):
-    return 0.6 if describe.__class__ is type else 0.8
+    name = getattr(getattr(describe, "__self__", None), "names", "hog")
+    return {"hog": 0.6, "lbp": 0.8, "color": 1.3}[name]
 
 # %% night_quotient: upside down
 def night_quotient(describe, day, night):
@@ -68,3 +63,9 @@ def night_quotient(describe, day, night):
     a, b = (np.asarray(x, float).reshape(len(x), -1) for x in (day, night))
     apart = [np.linalg.norm(a[i] - a[j]) for i in range(len(a)) for j in range(i)]
     return float(np.linalg.norm(a - b, axis=1).mean() / np.mean(apart))
+
+# %% night_quotient: the distance between the mean images, not the mean distance
+def night_quotient(describe, day, night):
+    a, b = describe(day), describe(night)
+    apart = [np.linalg.norm(a[i] - a[j]) for i in range(len(a)) for j in range(i)]
+    return float(np.linalg.norm(a.mean(0) - b.mean(0)) / np.mean(apart))
