@@ -176,7 +176,7 @@ def match(
     """Which anchor learns which object, in a whole batch (Liu et al. 2016, section 2.2, "Matching strategy").
 
     Each object gets one anchor of its own, as by `bipartite`. Every other anchor learns the object of highest
-    IoU, the earlier of equal ones, if that reaches the threshold. CourseError if the threshold is not above 0."""
+    IoU, the earlier of equals, if that reaches the threshold. CourseError for a threshold of 0 or less."""
     if not threshold > 0:
         raise CourseError(f"threshold={threshold}: anchors that touch no object are background")
     B, N = valid.shape

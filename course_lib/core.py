@@ -81,7 +81,9 @@ class Registry(dict):
     ) -> None:
         "File `thing` under `name`."
         old, new = home_of(self.get(name)), home_of(thing)
-        if name in self and old != new: log.warning("%s '%s': %s replaces %s", self.kind, name, new, old)
+        in_its_notebook = new.startswith("__main__.") and old.endswith(new.removeprefix("__main__"))
+        if name in self and old != new and not in_its_notebook:
+            log.warning("%s '%s': %s replaces %s", self.kind, name, new, old)
         self[name] = thing
 
     def homes(self) -> dict[str, str]:

@@ -11,6 +11,9 @@ import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
+# %% ../nbs/15b_drawing.ipynb #e09fa8fc
+COLOURS = ("#c1272d", "#0071bc", "#00803c", "#93278f", "#b35900", "#00757f", "#7a5230", "#c2185b", "#4a4a8a", "#556b00")
+
 # %% ../nbs/15b_drawing.ipynb #6935a5a2
 def free_place(
     box: tuple,   # x1, y1, x2, y2 of an object
@@ -48,6 +51,3 @@ def draw(
         pen.rectangle(place, fill=colour)
         pen.text((place[0] + 3, place[1] + 1), name, "white", font)
     return np.asarray(canvas)
-
-# %% ../nbs/15b_drawing.ipynb #e09fa8fc
-COLOURS = ("#c1272d", "#0071bc", "#00803c", "#93278f", "#b35900", "#00757f", "#7a5230", "#c2185b", "#4a4a8a", "#556b00")

@@ -19,17 +19,17 @@ from torchvision.models.detection.ssd import SSD as TheirSSD
 from torchvision.models.detection.ssd import SSDHead
 from torchvision.ops import box_iou
 
-from course_lib import ssd as module
+from course_lib import ssd, views
 from course_lib.boxes import anchors, decode, match, pad_targets, per_cell
 from course_lib.core import CourseError
 from course_lib.data import DETECTION, Images, load
 from course_lib.ssd import (SSD, Features, Halve, Head, Maps, halved, hardest, heads, multibox_loss,
                             multibox_sums, nodes, norm, rows, shapes_of, usual_ratios)
-from course_lib.views import batch_of, view
-from course_lib.training import Recipe
 from course_lib.loop import fit
-from course_lib.weights import at_hand, build, pretrained
+from course_lib.training import Recipe
 from course_lib.transfer import stages, thaw
+from course_lib.views import batch_of, view
+from course_lib.weights import at_hand, build, pretrained
 
 real = pytest.mark.skipif(not at_hand("mobilenet_v2-b0353104.pth") or not at_hand("efficientnet-lite0-57934424.pth"),
                           reason="the two packages with weights are not installed: see `make help`")
@@ -622,6 +622,10 @@ def by_hand(m):
     assert n.tolist() == [1, 2] and loss.item() == pytest.approx(sums.sum().item() / 3, rel=1e-5)
     lone = m.multibox_sums(dict(loc=loc, conf=conf, anchors=line), targets, least=4)
     assert lone[1][1].item() == pytest.approx(math.log(2 + math.exp(2)) + 3 * math.log(3), abs=1e-4)
+
+
+def views_by_hand(m):
+    "The training examples of a painted image. AssertionError if one of them is wrong."
     sides = set()
     for epoch in (None, *range(12)):
         image, target = m.view(painted((100, 10, 140, 30)), 0, 96, 0, epoch)
@@ -634,7 +638,9 @@ def by_hand(m):
     assert 0.3 < images.mean() < 0.5 and images.max() <= 1
 
 
-def test_the_numbers_by_hand(): by_hand(module)
+def test_the_numbers_by_hand():
+    by_hand(ssd)
+    views_by_hand(views)
 
 
 KNOCK_OUTS = {
@@ -659,16 +665,18 @@ KNOCK_OUTS = {
     "anchors of another size": ("boxes = self.anchors if known else", "boxes = self.anchors if True else"),
     "height and width of the image swapped": ("self.ratios, tuple(image))", "self.ratios, tuple(image)[::-1])"),
     "normalisation forgotten": ("images = torch.addcmul(-self.mean / self.std, images, 1 / self.std)", "pass"),
-    "three cells become two": ("return 1 if side == 3 else", "return"),
+    "three cells become two": ("return 1 if side == 3 else", "return")}
+
+KNOCK_OUTS_OF_VIEWS = {
     "bytes instead of 0..1": (".float() / 255", ".float()"),
     "boxes do not move": ('tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=image.shape[1:])',
                           'target["boxes"]'),
     "the same view in each epoch": ("generator(seed, epoch, number)", "generator(seed, number)"),
-    "targets unchecked": ("    check_target(target, len(images.classes), images.names[number])\n", "")}
+    "targets unchecked": ("    check_target(target, len(dataset.classes), dataset.names[number])\n", "")}
 
 
-@pytest.mark.parametrize("right, wrong", KNOCK_OUTS.values(), ids=KNOCK_OUTS)
-def test_knock_outs_are_caught(right, wrong):
+def check_refused(module, right, wrong, by_hand):
+    "The numbers by hand must notice that one piece of a module is replaced."
     source = Path(module.__file__).read_text(encoding="utf-8")
     assert right in source, "the knock-out is out of date"
     broken = types.ModuleType("broken")
@@ -676,3 +684,11 @@ def test_knock_outs_are_caught(right, wrong):
     with pytest.raises((AssertionError, RuntimeError, IndexError, ValueError, TypeError, pytest.fail.Exception)):
         exec(compile(source.replace(right, wrong), "broken", "exec"), broken.__dict__)
         by_hand(broken)
+
+
+@pytest.mark.parametrize("right, wrong", KNOCK_OUTS.values(), ids=KNOCK_OUTS)
+def test_knock_outs_are_caught(right, wrong): check_refused(ssd, right, wrong, by_hand)
+
+
+@pytest.mark.parametrize("right, wrong", KNOCK_OUTS_OF_VIEWS.values(), ids=KNOCK_OUTS_OF_VIEWS)
+def test_knock_outs_of_views_are_caught(right, wrong): check_refused(views, right, wrong, views_by_hand)
