@@ -31,19 +31,21 @@ from .scenes import Scenes
 # %% ../nbs/15_detection.ipynb #e4f97c68
 @torch.no_grad()
 def detections(
-    outputs: dict,            # loc [B, A, 4], conf [B, A, K + 1], anchors [A, 4] in pixels: what `SSD` returns
+    outputs: dict,            # loc [B, A, 4], conf [B, A, K + 1], anchors [A, 4] in pixels: of `SSD`
     size: int,                # side of the images in pixels: no box reaches beyond
     least: float = 0.01,      # the lowest probability of a detection, 0..1
     threshold: float = 0.45,  # boxes of a class with a higher IoU are duplicates
     most: int = 200,          # candidates of each class and image, before duplicates go
     top: int = 100,           # detections of each image
 ) -> list[dict]:              # for each image: boxes [M, 4] in pixels, labels [M] from 1, scores [M], falling
-    "What a detector says, as boxes: softmax, decoding and suppression for a whole batch (Liu et al. 2016, section 3.7)."
+    """What a detector says, as boxes: softmax, decoding and suppression for a whole batch (Liu et al.
+    2016, section 3.7)."""
     loc, grid = outputs["loc"].float(), outputs["anchors"]
     scores = outputs["conf"].float().softmax(2)[..., 1:]                              # [B, A, K]
     (B, A, K), limit, counts = scores.shape, top, scores.new_zeros(len(scores))
-    more = torch.ones_like(counts, dtype=torch.bool)                                  # [B], whether there are other candidates
-    while (more & (counts < top)).any():                                              # the best are enough, if enough of them stay
+    # [B], whether there are other candidates
+    more = torch.ones_like(counts, dtype=torch.bool)
+    while (more & (counts < top)).any():  # the best are enough, if enough of them stay
         limit = min(4 * limit, A * K)
         values, place = scores.flatten(1).topk(limit, 1)                              # [B, limit], falling
         b, rank = (values > least).nonzero(as_tuple=True)                             # [M]
@@ -69,12 +71,18 @@ def place_in(
 
 # %% ../nbs/15_detection.ipynb #866ae967
 class CocoMetric(MeanAveragePrecision):
-    "COCO's mean average precision (Lin et al. 2014), with its thresholds in double precision, as in its own code."
+    """COCO's mean average precision (Lin et al. 2014), with its thresholds in double precision, as in its
+    own code."""
     def __init__(self, iou_thresholds=np.linspace(0.5, 0.95, 10), **how):
-        super().__init__(iou_thresholds=list(map(float, iou_thresholds)), rec_thresholds=np.linspace(0, 1, 101).tolist(),
-                         backend="faster_coco_eval", **how)
+        super().__init__(
+            iou_thresholds=list(map(float, iou_thresholds)),
+            rec_thresholds=np.linspace(0, 1, 101).tolist(),
+            backend="faster_coco_eval",
+            **how,
+        )
 
-    def _sync_dist(self, dist_sync_fn=None, process_group=None):  # torchmetrics' own wants equal counts, and a GPU for NCCL
+    # torchmetrics' own wants equal counts, and a GPU for NCCL
+    def _sync_dist(self, dist_sync_fn=None, process_group=None):
         mine = {name: getattr(self, name) for name in self._reductions}
         every = [None] * torch.distributed.get_world_size(process_group)
         torch.distributed.all_gather_object(every, mine, group=process_group)
@@ -92,9 +100,14 @@ class AveragePrecision(CocoMetric):
         self.size = size
 
     def update(self, outputs, targets):
-        super().update(detections({name: value.cpu() for name, value in outputs.items()}, self.size), as_truth(targets))
+        super().update(
+            detections({name: value.cpu() for name, value in outputs.items()}, self.size), as_truth(targets)
+        )
 
-    def compute(self): return {name: value for name, value in super().compute().items() if name in ("map", "map_50", "map_75")}
+    def compute(self):
+        return {
+            name: value for name, value in super().compute().items() if name in ("map", "map_50", "map_75")
+        }
 
 # %% ../nbs/15_detection.ipynb #9b3b5f29
 def as_truth(
@@ -112,7 +125,8 @@ def as_truth(
 # %% ../nbs/15_detection.ipynb #3499d06a
 @tasks.register("detection")
 class Detection:
-    "Boxes and classes: the MultiBox loss, and COCO's mean average precision over the whole split. What a task is, see `fit`."
+    """Boxes and classes: the MultiBox loss, and COCO's mean average precision over the whole split. What a
+    task is, see `fit`."""
     score = "map_50"
     mean, std = RAW  # a detector brings its own normalisation
 
@@ -150,12 +164,16 @@ class Detector:
     def detect(self,
         images: Sequence[np.ndarray],  # uint8 [H, W, 3], of any sizes
         least: float = 0.01,           # the lowest probability of a detection, 0..1
-    ) -> list[dict]:                   # for each: boxes float32 [M, 4], x1 y1 x2 y2 in its pixels, labels [M] from 1, scores [M]
+    ) -> list[dict]:  # for each: boxes float32 [M, 4] in its pixels, labels [M] from 1, scores [M]
         "What is where, most probable first; at most 100 detections of an image."
         found = []
         for start in range(0, len(images), 8):
             part = images[start:start + 8]
-            answers = detections(self._answers(np.stack([resize(image, self.size, "squash") for image in part])), self.size, least)
+            answers = detections(
+                self._answers(np.stack([resize(image, self.size, "squash") for image in part])),
+                self.size,
+                least,
+            )
             found += [enlarged(answer, image.shape[:2], self.size) for answer, image in zip(answers, part)]
         return found
 
@@ -175,8 +193,16 @@ class Detector:
         **meta,        # arguments, seed, metrics, ...
     ) -> Path:
         "Write a bundle with the weights in `weights.safetensors`."
-        own = dict(format="detector", architecture=self.name, network=self.arguments, classes=list(self.classes), task=self.task,
-                   input_size=self.size, threshold=self.threshold, about=self.about)
+        own = dict(
+            format="detector",
+            architecture=self.name,
+            network=self.arguments,
+            classes=list(self.classes),
+            task=self.task,
+            input_size=self.size,
+            threshold=self.threshold,
+            about=self.about,
+        )
         return save_weights(folder, self.model, meta | own)
 
     @classmethod
@@ -184,8 +210,18 @@ class Detector:
         bundle: Bundle,  # from `open_bundle`
     ) -> "Detector":
         "The detector in a bundle. CourseError if its architecture is unknown or its weights do not fit."
-        return load_weights(bundle, lambda model, meta: cls(
-            model, meta["classes"], meta["input_size"], meta["architecture"], meta["network"], meta["threshold"], meta["about"]))
+        return load_weights(
+            bundle,
+            lambda model, meta: cls(
+                model,
+                meta["classes"],
+                meta["input_size"],
+                meta["architecture"],
+                meta["network"],
+                meta["threshold"],
+                meta["about"],
+            ),
+        )
 
 # %% ../nbs/15_detection.ipynb #93fb9803
 @formats.register("detector")
@@ -210,15 +246,19 @@ def sort_detections(
     target: dict,          # boxes [N, 4], labels [N], perhaps difficult [N]
     enough: float = 0.5,   # the least IoU of a right box
     near: float = 0.1,     # the least IoU of a box that means an object but misses it
-) -> tuple[list[str], Tensor]:  # a kind for each detection, "" for one of a difficult object; bool [N], the missed objects
-    """Why each detection is right or wrong (after Bolya et al. 2020, section 2.2), the most probable first.
+) -> tuple[list[str], Tensor]:  # a kind for each detection ("": a difficult object); bool [N]: missed objects
+    """Why each detection is right or wrong (after Bolya et al. 2020, section 2.2), the most probable
+    first.
 
-    background: there is nothing. location: the class is right, the box is not. class: the other way round. duplicate: the
-    object is already found. An object is missed if no detection is right about it, or nearly."""
+    background: there is nothing. location: the class is right, the box is not. class: the other way
+    round. duplicate: the object is already found. An object is missed if no detection is right about
+    it, or nearly."""
     boxes, labels = (torch.as_tensor(target[name]) for name in ("boxes", "labels"))
     difficult = torch.as_tensor(target.get("difficult", torch.zeros(len(labels)))).bool()
     overlap = iou(found["boxes"], boxes)                                              # [M, N]
-    inside = intersection_and_union(found["boxes"], boxes)[0] / box_area(found["boxes"])[:, None].clamp(min=1e-9)   # [M, N]
+    inside = intersection_and_union(found["boxes"], boxes)[0] / box_area(found["boxes"])[:, None].clamp(
+        min=1e-9
+    )  # [M, N]
     kinds, taken, meant = [""] * len(overlap), torch.zeros_like(difficult), torch.zeros_like(difficult)
     for m in found["scores"].argsort(descending=True, stable=True).tolist():
         same, close = labels == found["labels"][m], overlap[m] >= enough              # [N]
@@ -239,7 +279,8 @@ def best_threshold(
     found: Sequence[dict],    # detections of each image
     targets: Sequence[dict],
 ) -> float:
-    "The score from which on detections are right most often for how many objects they find: the highest F1. 0.5 without objects."
+    """The score from which on detections are right most often for how many objects they find: the highest
+    F1. 0.5 without objects."""
     kinds = [kind for one, target in zip(found, targets) for kind in sort_detections(one, target)[0]]
     scores = np.concatenate([one["scores"].numpy() for one in found])
     objects = sum(len(t["labels"]) - int(np.sum(t.get("difficult", 0))) for t in targets)
@@ -254,15 +295,17 @@ def best_threshold(
 def learn_detector(
     job: Job,                     # its model is an `SSD`
     weights: str = "published",   # of the backbone, or none: random ones
-    frozen: int = 1,              # so many of the backbone's four stages, from the first, keep their published weights
+    frozen: int = 1,              # so many of the backbone's four stages keep their published weights
     backbone_rate: float = 0.3,   # the learning rate of the others, as a share of the head's
 ) -> History:
-    "Load the backbone's weights, keep some, let the others learn more slowly than the head. CourseError: they are not available."
+    """Load the backbone's weights, keep some, let the others learn more slowly than the head. CourseError:
+    they are not available."""
     if weights not in ("published", "none"): raise CourseError(f"weights={weights}: use published or none")
     within(0, 10, backbone_rate=backbone_rate)
     model = job.model
     groups = stages(model.maps.features)
-    if not 0 <= frozen <= len(groups): raise CourseError(f"frozen={frozen}: the backbone has {len(groups)} stages")
+    if not 0 <= frozen <= len(groups):
+        raise CourseError(f"frozen={frozen}: the backbone has {len(groups)} stages")
     if weights == "published":
         model.load()
         thaw(model.maps.features, groups, len(groups) - frozen)
@@ -279,7 +322,8 @@ def trained_detector(
     arguments: dict,  # of `architecture.build`
     history: History,
 ) -> Detector:
-    "The network as a predictor, with the threshold from which on its detections are shown, found on the validation split."
+    """The network as a predictor, with the threshold from which on its detections are shown, found on the
+    validation split."""
     valid = job.splits.valid
     trained = Detector(job.model, job.splits.classes, job.input_size, architecture.name, arguments,
                        about=about_training(job, history))
@@ -289,13 +333,13 @@ def trained_detector(
     return trained
 
 # %% ../nbs/15_detection.ipynb #1a304d65
-@network("ssd", learn_detector, tasks=(DETECTION,), input_size=320, unused=("label_smoothing", "progressive"), epochs=60,
-         batch_size=8, learning_rate=0.001, weight_decay=0.01, augment="ssd", clip=10.0)
+@network("ssd", learn_detector, tasks=(DETECTION,), input_size=320, unused=("label_smoothing", "progressive"),
+         epochs=60, batch_size=8, learning_rate=0.001, weight_decay=0.01, augment="ssd", clip=10.0)
 def ssd(
     classes: int,                    # K, without the background
     input_size: int = 320,
     backbone: str = "mobilenet_v2",  # any convolutional one of torchvision's classifiers, or timm:NAME
-    head: str = "shared",            # one for all maps, as RetinaNet; plain: one for each; lite: these depthwise, as SSDLite
+    head: str = "shared",            # one for all maps; plain: one for each; lite: these depthwise
     pyramid: int = 128,              # channels of a feature pyramid; 0: none
     finest: int = 8,                 # pixels per cell of the first map: 8, 16 or 32
     width: int = 128,                # channels of the maps behind the backbone

@@ -24,7 +24,8 @@ from .transfer import Backbone, Transfer, joined, learn_transfer, part_of, step
 
 # %% ../nbs/11_ensembles.ipynb #7e533d2a
 class Together(nn.Module):
-    "Several backbones side by side: images [B, 3, S, S], 0..1, to what each says, one behind the other, [B, width]."
+    """Several backbones side by side: images [B, 3, S, S], 0..1, to what each says, one behind the other,
+    [B, width]."""
     def __init__(self,
         backbones: list[Backbone],
     ):
@@ -41,7 +42,9 @@ class Together(nn.Module):
     def forward(self, images): return torch.cat([one(images) for one in self.backbones], 1)  # [B, width]
 
 
-joins = Registry("join", "joins.register")  # name -> function(backbones' names, classes, enlarge) that builds a model from images to logits
+joins = Registry(
+    "join", "joins.register"
+)  # name -> function(backbones' names, classes, enlarge) that builds a model from images to logits
 
 # %% ../nbs/11_ensembles.ipynb #1d6f72a2
 @joins.register("logits")
@@ -50,12 +53,14 @@ def at_logits(
     classes: int,      # K
     enlarge: int,      # smaller images are enlarged to this side
 ) -> Transfer:
-    "Published networks with their own heads, frozen, and one linear layer from all their logits to the classes."
+    """Published networks with their own heads, frozen, and one linear layer from all their logits to the
+    classes."""
     return Transfer(Together([Backbone(name, enlarge, whole=True) for name in names]), classes)
 
 # %% ../nbs/11_ensembles.ipynb #3495555c
 class Regularized(nn.Module):
-    "A head for several embeddings that makes learning by heart hard: normalised projections, dropout, three layers."
+    """A head for several embeddings that makes learning by heart hard: normalised projections, dropout,
+    three layers."""
     def __init__(self,
         widths: list[int],     # of the embeddings
         classes: int,          # K
@@ -64,9 +69,15 @@ class Regularized(nn.Module):
     ):
         super().__init__()
         self.widths, drop = widths, nn.Dropout(dropout)
-        self.project = nn.ModuleList(nn.Sequential(nn.Linear(w, features), nn.LayerNorm(features), drop) for w in widths)
+        self.project = nn.ModuleList(
+            nn.Sequential(nn.Linear(w, features), nn.LayerNorm(features), drop) for w in widths
+        )
         layers = [features * len(widths), features, features // 2]
-        hidden = [part for a, b in zip(layers, layers[1:]) for part in (nn.Linear(a, b), nn.LayerNorm(b), nn.ReLU(), drop)]
+        hidden = [
+            part
+            for a, b in zip(layers, layers[1:])
+            for part in (nn.Linear(a, b), nn.LayerNorm(b), nn.ReLU(), drop)
+        ]
         self.join = nn.Sequential(*hidden, nn.Linear(features // 2, classes))
 
     def forward(self, vectors):  # [B, sum of widths]
@@ -87,7 +98,8 @@ def regularized(
 
 # %% ../nbs/11_ensembles.ipynb #4f206e48
 class Voters(nn.Module):
-    "Trained networks that vote: images [B, 3, S, S], 0..1, to the logarithm of the mean of their probabilities, [B, K]."
+    """Trained networks that vote: images [B, 3, S, S], 0..1, to the logarithm of the mean of their
+    probabilities, [B, K]."""
     normalisation = RAW
     def __init__(self,
         names: list[str],  # of backbones
@@ -96,7 +108,10 @@ class Voters(nn.Module):
     ):
         super().__init__()
         self.members = nn.ModuleList(Transfer(Backbone(name, enlarge), classes) for name in names)
-        self.sizes, shares = (32, max(member.sizes[1] for member in self.members)), torch.ones(len(names)) / len(names)
+        self.sizes, shares = (
+            (32, max(member.sizes[1] for member in self.members)),
+            torch.ones(len(names)) / len(names),
+        )
         self.register_buffer("shares", shares)  # of the votes, [M]
 
     def opinions(self, images):
@@ -128,7 +143,8 @@ class Stacked(Voters):
     def forward(self, images): return self.judge(self.opinions(images).transpose(0, 1).flatten(1))
 
     def settle(self, opinions, targets):
-        "The judge is a logistic regression. CourseError if the validation images show fewer than two classes."
+        """The judge is a logistic regression. CourseError if the validation images show fewer than two
+        classes."""
         weight, bias = judge(opinions, targets)
         self.judge.weight.data.copy_(torch.from_numpy(weight))
         self.judge.bias.data.copy_(torch.from_numpy(bias))
@@ -142,7 +158,8 @@ def vote_weights(
     targets: np.ndarray,   # [N] class numbers
     rounds: int = 200,
 ) -> np.ndarray:           # [M], their sum is 1
-    "The weights under which the mean of the members' opinions is most likely right (Dempster et al. 1977, section 4.3)."
+    """The weights under which the mean of the members' opinions is most likely right (Dempster et al.
+    1977, section 4.3)."""
     right = np.exp(opinions[:, np.arange(len(targets)), targets].astype(float))  # [M, N]
     weights = np.full(len(right), 1 / len(right))
     for _ in range(rounds):
@@ -157,7 +174,8 @@ def judge(
 ) -> tuple[np.ndarray, np.ndarray]:
     "Weight [K, M * K] and bias [K] of a logistic regression. CourseError if all targets are the same."
     M, N, K = opinions.shape
-    if len(np.unique(targets)) < 2: raise CourseError("join=stack: the validation images show one class only, use join=vote")
+    if len(np.unique(targets)) < 2:
+        raise CourseError("join=stack: the validation images show one class only, use join=vote")
     fitted = LogisticRegression(C=0.1, max_iter=2000).fit(opinions.transpose(1, 0, 2).reshape(N, -1), targets)
     weight, bias = np.zeros((K, M * K)), np.full(K, -30.0)  # a class that was never seen is never said
     rows = (fitted.coef_, fitted.intercept_) if len(fitted.classes_) > 2 else (
@@ -171,19 +189,25 @@ def learn_ensemble(
     job: Job,  # its model is what one of `joins` built
     **more,    # options of `learn_transfer`
 ) -> History:
-    "Train what is joined, then settle how. CourseError for several labels, or where there are no validation images."
+    """Train what is joined, then settle how. CourseError for several labels, or where there are no
+    validation images."""
     model, splits = job.model, job.splits
     single_label(splits.task)
     if isinstance(model, Transfer): return learn_transfer(job, **more | dict(strategy="frozen"))
     if not len(splits.valid) and type(model) is not Voters:
-        raise CourseError("this way of joining is settled on validation images, and there are none left: use join=vote, or "
-                          "learn without --with-valid")
+        raise CourseError(
+            "this way of joining is settled on validation images, and there are none left: use join=vote, or "
+            "learn without --with-valid"
+        )
     done = []
     for i, member in enumerate(model.members):
         own = replace(job.recipe, seed=job.recipe.seed + i)
-        done.append(step(replace(part_of(job, f"member-{i}", own), model=member), partial(learn_transfer, **more)))
+        done.append(
+            step(replace(part_of(job, f"member-{i}", own), model=member), partial(learn_transfer, **more))
+        )
     model.to(device_of(job.device))  # the votes and the judge, too, and members that were read from files
-    if len(splits.valid): model.settle(said_by(model, splits.valid, job.input_size), np.array(splits.valid.targets))
+    if len(splits.valid):
+        model.settle(said_by(model, splits.valid, job.input_size), np.array(splits.valid.targets))
     for path in Path(job.folder).glob("member-*/done.pt") if job.folder else (): path.unlink(missing_ok=True)
     return joined(done)
 
@@ -203,10 +227,11 @@ def said_by(
 def ensemble(
     classes: int,         # K
     members: str = "mobilenet_v2,timm:tf_efficientnet_lite0",  # backbones, joined by commas
-    join: str = "vote",   # vote, weighted, stack; or logits, regularized: frozen, one head, which learns for head_epochs
+    join: str = "vote",   # vote, weighted, stack; or logits, regularized: one head on frozen backbones
     enlarge: int = 128,   # smaller images are enlarged to this side
 ) -> nn.Module:
     "Several published backbones that decide together."
     names = [name.strip() for name in members.split(",") if name.strip()]
-    if len(names) < 2: raise CourseError(f"members={members}: an ensemble needs two backbones or more, joined by commas")
+    if len(names) < 2:
+        raise CourseError(f"members={members}: an ensemble needs two backbones or more, joined by commas")
     return joins[join](names, classes, enlarge)

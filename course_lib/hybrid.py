@@ -47,7 +47,9 @@ def cut(
     "A network in pieces. CourseError for other names, or if the weights cannot be got."
     if name == DETECTOR: return cut_detector(weights)
     if name not in (known := [n for n in zoo.list_models(zoo) if n.startswith("mobilenet_v")]):
-        raise CourseError(f"backbone={name}: the extractor of SSDLite needs one of {', '.join(known)} or {DETECTOR}")
+        raise CourseError(
+            f"backbone={name}: the extractor of SSDLite needs one of {', '.join(known)} or {DETECTOR}"
+        )
     net, wants = pretrained(name) if weights else (build(name), published(name)[0])
     last = max(i for i, block in enumerate(net.features) if getattr(block, "_is_cn", False))  # with a stride
     if not hasattr(net.features[last], "block"): net.features[last].block = net.features[last].conv
@@ -62,7 +64,9 @@ def cut_detector(
     if weights: net, other = coco_detector(), pretrained("mobilenet_v3_large")[0]
     else: net, other = zoo.get_model(DETECTOR, weights_backbone=None), build("mobilenet_v3_large")
     parts = [*net.backbone.features, *net.backbone.extra]
-    return Cut(parts, other.classifier, tuple(net.transform.image_mean), tuple(net.transform.image_std), len(parts))
+    return Cut(
+        parts, other.classifier, tuple(net.transform.image_mean), tuple(net.transform.image_std), len(parts)
+    )
 
 # %% ../nbs/12_hybrid.ipynb #b42796a9
 def coco_detector() -> nn.Module:
@@ -72,27 +76,39 @@ def coco_detector() -> nn.Module:
     at_hand(file)  # refuses a damaged file
     try: return zoo.get_model(DETECTOR, weights=entry)
     except (OSError, RuntimeError) as error:
-        raise CourseError(f"the weights of '{DETECTOR}' are not here and cannot be downloaded ({type(error).__name__}): put "
-                          f"{file} into '{torch_cache()}', or take --backbone mobilenet_v2, or --weights none") from None
+        raise CourseError(
+            f"the weights of '{DETECTOR}' are not here and cannot be downloaded ({type(error).__name__}): "
+            "put "
+            f"{file} into '{torch_cache()}', or take --backbone mobilenet_v2, or --weights none"
+        ) from None
 
 # %% ../nbs/12_hybrid.ipynb #ea0c06c5
 class MultiScale(nn.Module):
     """The trunk of a detector: images [B, 3, S, S], 0..1, to the means of its maps, side by side, [B, width].
 
-    Its weights are random until `load`. Its normalisation is a part of it. Blocks can be checkpointed: see `recomputed`."""
+    Its weights are random until `load`. Its normalisation is a part of it. Blocks can be checkpointed: see
+    `recomputed`."""
     def __init__(self,
         name: str,                     # as for `cut`
         scales: tuple = tuple(range(SCALES)),  # which maps to use, 0 (the finest) to 5, in rising order
         enlarge: int = 320,            # smaller images are enlarged to this side
-        checkpointing: bool = False,   # in training, keep only what enters a block, and compute the rest twice
+        checkpointing: bool = False,   # keep only what enters a block, and compute the rest twice
     ):
         super().__init__()
         pieces = cut(name)
-        self.backbone, self.scales, self.enlarge, self.size, self.checkpointing = name, tuple(scales), enlarge, 320, checkpointing
+        self.backbone, self.scales, self.enlarge, self.size, self.checkpointing = (
+            name,
+            tuple(scales),
+            enlarge,
+            320,
+            checkpointing,
+        )
         self.name, self.known = f"{name}:{self.scales}", pieces.known
         self.net = nn.ModuleList(pieces.parts[:max(scales) + 1])
-        for part in ("mean", "std"): self.register_buffer(part, torch.tensor(getattr(pieces, part)).view(1, 3, 1, 1))
-        with torch.no_grad(): self.widths = [one.shape[1] for one in self.eval().maps(torch.zeros(1, 3, 32, 32))]
+        for part in ("mean", "std"):
+            self.register_buffer(part, torch.tensor(getattr(pieces, part)).view(1, 3, 1, 1))
+        with torch.no_grad():
+            self.widths = [one.shape[1] for one in self.eval().maps(torch.zeros(1, 3, 32, 32))]
         self.width = sum(self.widths)
         self.train()
 
@@ -127,16 +143,23 @@ class MultiScale(nn.Module):
             if i in self.scales: found.append(x)
         return found
 
-    def forward(self, images): return torch.cat([one.mean((2, 3)) for one in self.maps(images)], 1)  # [B, width]
+    def forward(self, images):
+        return torch.cat([one.mean((2, 3)) for one in self.maps(images)], 1)  # [B, width]
 
 # %% ../nbs/12_hybrid.ipynb #ac3468a3
 def recomputed(
     block: nn.Module,
     x: Tensor,
 ) -> Tensor:
-    "A block's output, of whose inside nothing is kept: for the gradient it is computed again (Chen et al. 2016)."
-    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False,  # nothing in these blocks is random
-                      context_fn=lambda: (nullcontext(), uncounted(block)))
+    """A block's output, of whose inside nothing is kept: for the gradient it is computed again (Chen et
+    al. 2016)."""
+    return checkpoint(
+        block,
+        x,
+        use_reentrant=False,
+        preserve_rng_state=False,  # nothing in these blocks is random
+        context_fn=lambda: (nullcontext(), uncounted(block)),
+    )
 
 
 @contextmanager
@@ -155,23 +178,28 @@ def uncounted(
 
 # %% ../nbs/12_hybrid.ipynb #58574d2a
 class Bridge(nn.Module):
-    "From the means of several maps to the width that a classifier expects, [B, wanted]. It starts as if it were not there."
+    """From the means of several maps to the width that a classifier expects, [B, wanted]. It starts as if
+    it were not there."""
     def __init__(self,
         widths: list[int],          # of the means
         wanted: int,                # by the classifier
-        through: int | None = None, # the number among `widths` of what the classifier is used to; None: it is not there
+        through: int | None = None,  # which of `widths` the classifier is used to; None: none of them
         rate: float = 0.1,          # share of the learning rate
     ):
         super().__init__()
         self.widths, self.through = widths, through
-        self.norms, self.adapt = nn.ModuleList(nn.LayerNorm(width) for width in widths), nn.Linear(sum(widths), wanted)
+        self.norms, self.adapt = (
+            nn.ModuleList(nn.LayerNorm(width) for width in widths),
+            nn.Linear(sum(widths), wanted),
+        )
         for p in self.parameters(): p.lr_scale = rate
         if through is not None:
             for p in self.adapt.parameters(): nn.init.zeros_(p)
 
     def forward(self, means):  # [B, sum of widths]
         parts = means.split(self.widths, 1)
-        adapted = self.adapt(torch.cat([norm(part) for norm, part in zip(self.norms, parts)], 1))  # [B, wanted]
+        # [B, wanted]
+        adapted = self.adapt(torch.cat([norm(part) for norm, part in zip(self.norms, parts)], 1))
         return F.relu6(adapted) if self.through is None else parts[self.through] + adapted
 
 # %% ../nbs/12_hybrid.ipynb #1806b5a2
@@ -192,7 +220,8 @@ class HybridModel(Transfer):
         self.head = nn.Sequential(Bridge(self.backbone.widths, wanted, through), classifier)
 
     def load(self) -> "HybridModel":
-        "Take published weights for the trunk, and for the classifier but its last layer. CourseError: they cannot be got."
+        """Take published weights for the trunk, and for the classifier but its last layer. CourseError:
+        they cannot be got."""
         self.backbone.load()
         for own, layer in zip(self.head[1][:-1], cut(self.backbone.backbone, weights=True).classifier):
             own.load_state_dict(layer.state_dict())
@@ -201,7 +230,7 @@ class HybridModel(Transfer):
 # %% ../nbs/12_hybrid.ipynb #daaa381b
 def learn_hybrid(
     job: Job,                    # its model is a `HybridModel`, or another with a `backbone` and a `head`
-    strategy: str = "full",      # frozen: only bridge and classifier learn; progressive: one stage more at a time; full: all
+    strategy: str = "full",      # frozen: bridge and classifier; progressive: one stage more at a time; full: all
     weights: str = "published",  # published, or none: random ones
     stage_decay: float = 0.9,    # learning rate of a stage, as a share of that of the next
 ) -> History:
@@ -235,14 +264,16 @@ def refuse_single(
     "CourseError if some part of a batch would be a single image: a map of one place then has no deviation."
     steps = -(-n // recipe.batch_size)
     if not n or n // steps // recipe.accumulate >= 2: return
-    raise CourseError(f"{n} images in batches of {recipe.batch_size} and {recipe.accumulate} part(s): batch normalisation "
-                      "needs two images or more at a time: use larger batches, less accumulation, or --strategy frozen")
+    raise CourseError(
+        f"{n} images in batches of {recipe.batch_size} and {recipe.accumulate} part(s): batch normalisation "
+        "needs two images or more at a time: use larger batches, less accumulation, or --strategy frozen"
+    )
 
 
 @network("hybrid", learn_hybrid, epochs=10, batch_size=32, learning_rate=0.001, clip=1.0)
 def hybrid(
     classes: int,                    # K
-    backbone: str = "mobilenet_v2",  # mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small, ssdlite320_mobilenet_v3_large
+    backbone: str = "mobilenet_v2",  # or a mobilenet_v3, or ssdlite320_mobilenet_v3_large
     scales: str = "0,1,2,3,4,5",     # of the detector's maps, joined by commas; 0 is the finest
     enlarge: int = 320,              # smaller images are enlarged to this side
     checkpointing: bool = False,     # less memory in training, more time
@@ -261,7 +292,8 @@ def chosen_scales(
 
 # %% ../nbs/12_hybrid.ipynb #10e33be9
 class DetectorClassifier(Transfer):
-    "A detector's own class scores, of all anchors at all scales: images [B, 3, S, S], 0..1, to logits [B, K]."
+    """A detector's own class scores, of all anchors at all scales: images [B, 3, S, S], 0..1, to logits
+    [B, K]."""
     def __init__(self,
         num_classes: int,                # K
         backbone: str = "mobilenet_v2",  # as for `cut`

@@ -25,7 +25,8 @@ from .transfer import learn_transfer, transfer
 
 # %% ../nbs/10_multilabel.ipynb #5cc9ffa0
 class OfLogits(MetricCollection):
-    "Metrics of several labels, given logits. torchmetrics itself takes numbers that all lie within 0..1 for probabilities."
+    """Metrics of several labels, given logits. torchmetrics itself takes numbers that all lie within 0..1
+    for probabilities."""
     def update(self, outputs, targets): super().update(outputs.sigmoid(), targets)
 
 
@@ -44,14 +45,21 @@ class MultiLabel(Classification):
         return self.criterion(outputs, targets * (1 - smooth) + smooth / 2)
 
     def metrics(self) -> MetricCollection:
-        "Accuracy over all labels; precision, recall and F1 as means over the classes, at a threshold of one half."
+        """Accuracy over all labels; precision, recall and F1 as means over the classes, at a threshold of
+        one half."""
         kind = dict(num_labels=len(self.splits.classes))
-        return OfLogits(dict(
-            accuracy=metrics.MultilabelAccuracy(average="micro", **kind), precision=metrics.MultilabelPrecision(**kind),
-            recall=metrics.MultilabelRecall(**kind), f1=metrics.MultilabelF1Score(**kind)))
+        return OfLogits(
+            dict(
+                accuracy=metrics.MultilabelAccuracy(average="micro", **kind),
+                precision=metrics.MultilabelPrecision(**kind),
+                recall=metrics.MultilabelRecall(**kind),
+                f1=metrics.MultilabelF1Score(**kind),
+            )
+        )
 
 # %% ../nbs/10_multilabel.ipynb #92dab98b
-losses = Registry("loss", "losses.register")  # name -> function(logits [B, K], targets [B, K], share [K]) -> mean loss
+# name -> function(logits [B, K], targets [B, K], share [K]) -> mean loss
+losses = Registry("loss", "losses.register")
 
 
 @losses.register("bce")
@@ -71,7 +79,8 @@ def weighted(
     share: Tensor,
     most: float = 20.0,  # the largest weight
 ) -> Tensor:
-    "The same, a yes weighing as much more as there are more images without the class (King and Zeng 2001, section 4)."
+    """The same, a yes weighing as much more as there are more images without the class (King and Zeng
+    2001, section 4)."""
     weight = ((1 - share) / share.clamp(min=1e-6)).clamp(max=most)                             # [K]
     return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight.to(logits))
 
@@ -84,8 +93,10 @@ def focal(
     gamma: float = 2.0,          # 0: cross entropy
     alpha: float | None = None,  # weight of a yes; that of a no is 1 - alpha; None: both weigh 1
 ) -> Tensor:
-    "Focal loss, -alpha_t (1 - p_t)^gamma log(p_t), the mean over images and classes (Lin et al. 2017, equation 5)."
-    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")            # [B, K], -log(p_t)
+    """Focal loss, -alpha_t (1 - p_t)^gamma log(p_t), the mean over images and classes (Lin et al. 2017,
+    equation 5)."""
+    # [B, K], -log(p_t)
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     p = logits.sigmoid()
     wrong = p * (1 - targets) + (1 - p) * targets                                              # 1 - p_t
     weight = 1.0 if alpha is None else alpha * targets + (1 - alpha) * (1 - targets)
@@ -98,25 +109,35 @@ def label_scores(
     thresholds,                 # [K], or one for all: a label is said at this probability or more
     classes: list[str],         # K names
 ) -> dict:
-    """`map`, macro `precision`, `recall` and `f1`, `micro_f1`, `hamming_loss`, `subset_accuracy`, and `per_class`.
+    """`map`, macro `precision`, `recall` and `f1`, `micro_f1`, `hamming_loss`, `subset_accuracy`, and
+    `per_class`.
 
-    A class that no image has counts as 0 in the means of precision, recall and f1; it is left out of `map`."""
+    A class that no image has counts as 0 in the means of precision, recall and f1; it is left out of
+    `map`."""
     said, truth = probabilities >= np.broadcast_to(thresholds, len(classes)), truth.astype(int)
     own = class_scores(truth, said.astype(int), classes)
-    average = [average_precision_score(t, p) if t.any() else float("nan") for t, p in zip(truth.T, probabilities.T)]
-    for row, area, least in zip(own["per_class"].values(), average, np.broadcast_to(thresholds, len(classes))):
+    average = [
+        average_precision_score(t, p) if t.any() else float("nan") for t, p in zip(truth.T, probabilities.T)
+    ]
+    least_of_each = np.broadcast_to(thresholds, len(classes))
+    for row, area, least in zip(own["per_class"].values(), average, least_of_each):
         row.update(average_precision=float(area), threshold=float(least))
     known = [area for area in average if area == area]
-    return dict(map=float(np.mean(known)) if known else float("nan"), **own,
-                micro_f1=float(f1_score(truth, said, average="micro", zero_division=0)),
-                hamming_loss=float(hamming_loss(truth, said)), subset_accuracy=float((truth == said).all(1).mean()))
+    return dict(
+        map=float(np.mean(known)) if known else float("nan"),
+        **own,
+        micro_f1=float(f1_score(truth, said, average="micro", zero_division=0)),
+        hamming_loss=float(hamming_loss(truth, said)),
+        subset_accuracy=float((truth == said).all(1).mean()),
+    )
 
 # %% ../nbs/10_multilabel.ipynb #a4eade64
 def best_thresholds(
     truth: np.ndarray,          # [N, K] of 0 and 1: of images that the model has not learnt from
     probabilities: np.ndarray,  # [N, K], 0..1
 ) -> np.ndarray:                # [K]
-    "For each class the threshold with the highest F1 (Lipton et al. 2014, section 4); 0.5 where all answers are the same."
+    """For each class the threshold with the highest F1 (Lipton et al. 2014, section 4); 0.5 where all
+    answers are the same."""
     return np.array([best_threshold(t, p) for t, p in zip(truth.T, probabilities.T)])
 
 
@@ -124,12 +145,13 @@ def best_threshold(
     truth: np.ndarray,          # [N] of 0 and 1
     probabilities: np.ndarray,  # [N], 0..1
 ) -> float:
-    """The same for one class. It lies in the middle between two probabilities, or between the least and 0; of equally good
-    ones it is the highest."""
+    """The same for one class. It lies in the middle between two probabilities, or between the least and 0; of
+    equally good ones it is the highest."""
     if truth.min() == truth.max(): return 0.5
     order = np.argsort(-probabilities, kind="stable")
     falling = np.append(probabilities[order].astype(float), 0.0)                          # [N + 1]
-    f1 = 2 * truth[order].cumsum() / (np.arange(1, len(truth) + 1) + truth.sum())         # [N], naming the first 1, 2, ...
+    # [N], naming the first 1, 2, ...
+    f1 = 2 * truth[order].cumsum() / (np.arange(1, len(truth) + 1) + truth.sum())
     f1[:-1][falling[:-2] == falling[1:-1]] = -1  # equal probabilities cannot be told apart
     n = int(f1.argmax())
     return float(falling[n] + falling[n + 1]) / 2
@@ -143,8 +165,11 @@ def learn_multilabel(
 ) -> History:
     "As `learn_transfer`, with a loss of its own. CourseError for data with one label per image."
     if job.splits.task != MULTI:
-        raise CourseError(f"multilabel needs several labels per image, not {job.splits.task} data: a labels.csv, or boxes with "
-                          "'?view=multi' behind the path; `course train transfer` is for one label")
+        raise CourseError(
+            f"multilabel needs several labels per image, not {job.splits.task} data: a labels.csv, or boxes "
+            "with "
+            "'?view=multi' behind the path; `course train transfer` is for one label"
+        )
     task = job.task or make_task(job.model, job.splits, job.input_size, job.recipe)
     task.criterion = partial(losses[loss], share=torch.tensor(np.mean(job.splits.train.targets, 0)))
     return learn_transfer(replace(job, task=task), **more)
@@ -172,10 +197,11 @@ def evaluate_labels(
     return scores | dict(images=len(dataset), seconds=seconds, images_per_second=len(dataset) / seconds)
 
 # %% ../nbs/10_multilabel.ipynb #aecbc051
-@network("multilabel", learn_multilabel, find_thresholds, epochs=10, batch_size=32, learning_rate=0.001, clip=1.0)
+@network("multilabel", learn_multilabel, find_thresholds, epochs=10, batch_size=32, learning_rate=0.001,
+         clip=1.0)
 def multilabel(
     classes: int,                    # K
-    backbone: str = "mobilenet_v2",  # any of torchvision's classifiers with a linear layer at its end, or timm:NAME
+    backbone: str = "mobilenet_v2",  # of torchvision's classifiers that end in a linear layer, or timm:NAME
     enlarge: int = 128,              # smaller images are enlarged to this side
 ) -> nn.Module:
     "A published backbone that names all classes it sees, each above a threshold of its own."

@@ -31,7 +31,8 @@ from .weights import RAW, build, pretrained, published
 def take_head(
     net: nn.Module,
 ) -> nn.Linear:
-    "Remove the last linear layer of a network: where it was, nothing happens any more. CourseError if there is none."
+    """Remove the last linear layer of a network: where it was, nothing happens any more. CourseError if
+    there is none."""
     name, head = last_linear(net)
     parent, _, own = name.rpartition(".")
     setattr(net.get_submodule(parent), own, nn.Identity())
@@ -61,22 +62,29 @@ class Backbone(nn.Module):
         weights, net = published(name)[0], build(name)
         self.name, self.net, self.whole, self.size = name, net, whole, weights.size
         self.width = last_linear(net)[1].out_features if whole else take_head(net).in_features
-        self.fixed = isinstance(net, zoo.MaxVit) or hasattr(net, "image_size") or getattr(net, "pretrained_cfg", {}).get("fixed_input_size", False)
+        self.fixed = (
+            isinstance(net, zoo.MaxVit)
+            or hasattr(net, "image_size")
+            or getattr(net, "pretrained_cfg", {}).get("fixed_input_size", False)
+        )
         self.enlarge = self.size if self.fixed else enlarge
-        for part in ("mean", "std"): self.register_buffer(part, torch.tensor(getattr(weights, part)).view(1, 3, 1, 1))
+        for part in ("mean", "std"):
+            self.register_buffer(part, torch.tensor(getattr(weights, part)).view(1, 3, 1, 1))
 
     def load(self) -> "Backbone":
         "Take published weights, and what they want. CourseError if there is no way to get them."
         net, weights = pretrained(self.name)
         if not self.whole: take_head(net)
         self.net.load_state_dict(net.state_dict())
-        for part in ("mean", "std"): getattr(self, part).copy_(torch.tensor(getattr(weights, part)).view(1, 3, 1, 1))
+        for part in ("mean", "std"):
+            getattr(self, part).copy_(torch.tensor(getattr(weights, part)).view(1, 3, 1, 1))
         return self
 
     def forward(self, images):  # [B, 3, S, S], 0..1
         images, now = torch.addcmul(-self.mean / self.std, images, 1 / self.std), images.shape[-1]
         side = self.size if self.fixed else max(self.enlarge, now)
-        if side != now: images = F.interpolate(images.contiguous(), (side, side), mode="bilinear", antialias=side < now)
+        if side != now:
+            images = F.interpolate(images.contiguous(), (side, side), mode="bilinear", antialias=side < now)
         return self.net(images)                               # [B, width]
 
 # %% ../nbs/09_transfer.ipynb #cf247a35
@@ -91,8 +99,11 @@ def embeddings(
     "What the backbone says about each image: computed once, read from a file after that."
     if not len(dataset): return np.zeros((0, views, backbone.width), np.float32)
     def write(part):
-        with open(part, "wb") as file: np.save(file, embed(backbone, pixels(dataset, input_size), views, device, precision))
-    key = sha1(f"{fingerprint(backbone)}:{dataset.key}:{input_size}:{views}:{precision}".encode()).hexdigest()[:20]
+        with open(part, "wb") as file:
+            np.save(file, embed(backbone, pixels(dataset, input_size), views, device, precision))
+    key = sha1(
+        f"{fingerprint(backbone)}:{dataset.key}:{input_size}:{views}:{precision}".encode()
+    ).hexdigest()[:20]
     return np.load(build_once(home() / "cache" / f"embeddings-{key}.npy", write), mmap_mode="r")
 
 # %% ../nbs/09_transfer.ipynb #f976ccf0
@@ -112,16 +123,19 @@ def embed(
     with torch.inference_mode(), autocast(device, precision), keep_memory():
         for start in progress(range(0, len(images), 50), "embedding", unit="batches"):
             batch = torch.from_numpy(np.array(images[start:start + 50])).to(device).permute(0, 3, 1, 2)
-            seen = [backbone(view) for view in views_of(to_float(batch, *RAW), views)]    # views of [B, width]
+            # views of [B, width]
+            seen = [backbone(view) for view in views_of(to_float(batch, *RAW), views)]
             found.append(torch.stack(seen, 1).float().cpu().numpy())
-            if not np.isfinite(found[-1]).all(): raise CourseError("the embeddings are not finite: use precision=fp32")
+            if not np.isfinite(found[-1]).all():
+                raise CourseError("the embeddings are not finite: use precision=fp32")
     return np.concatenate(found)
 
 # %% ../nbs/09_transfer.ipynb #0d651b78
 def fused(
     net: nn.Module,
 ) -> nn.Module:
-    "A copy for prediction: batch normalisation that follows a convolution in a sequence has become part of it."
+    """A copy for prediction: batch normalisation that follows a convolution in a sequence has become part
+    of it."""
     net = deepcopy(net).eval()
     for parts in [module for module in net.modules() if isinstance(module, nn.Sequential)]:
         for i, (conv, norm) in enumerate(pairwise(parts)):
@@ -146,7 +160,13 @@ class Embedded:
         vectors: dict,  # key of a split -> float32 [N, views, width]
         recipe: Recipe,
     ):
-        self.loss, self.metrics, self.score, self.vectors, self.recipe = task.loss, task.metrics, task.score, vectors, recipe
+        self.loss, self.metrics, self.score, self.vectors, self.recipe = (
+            task.loss,
+            task.metrics,
+            task.score,
+            vectors,
+            recipe,
+        )
 
     def loader(self, images, device, training=False):
         return Vectors(self.vectors[images.key], images, self.recipe, device, training)
@@ -175,7 +195,11 @@ class Vectors:
 
     def batch(self, epoch, step):
         chosen, views = self.numbers(epoch, step), self.vectors.shape[1]
-        view = np.random.default_rng((self.seed, epoch, step)).integers(views, size=len(chosen)) if self.training else 0
+        view = (
+            np.random.default_rng((self.seed, epoch, step)).integers(views, size=len(chosen))
+            if self.training
+            else 0
+        )
         return self.vectors[chosen, view].to(self.device), self.targets[chosen].to(self.device)
 
     def files(self, epoch, step): return [self.names[i] for i in self.numbers(epoch, step)]
@@ -187,21 +211,27 @@ def learn_head(
     "Train the head on embeddings of the images (and of their mirror images, if the recipe has `flip`)."
     model, recipe, splits = job.model, job.recipe, job.splits
     views = 2 if "flip" in recipe.augment else 1
-    def vectors(dataset, views): return embeddings(model.backbone, dataset, job.input_size, views, job.device, recipe.precision)
+    def vectors(dataset, views):
+        return embeddings(model.backbone, dataset, job.input_size, views, job.device, recipe.precision)
     known = {splits.train.key: vectors(splits.train, views), splits.valid.key: vectors(splits.valid, 1)}
     recipe = replace(recipe, precision="fp32", progressive=1.0, accumulate=1)
     return learn(replace(job, model=model.head, recipe=recipe, task=Embedded(job.task, known, recipe)))
 
 # %% ../nbs/09_transfer.ipynb #41b52125
 class Transfer(nn.Module):
-    "A backbone and a new head: images [B, 3, S, S], 0..1, to logits [B, K]. What is frozen keeps its statistics."
+    """A backbone and a new head: images [B, 3, S, S], 0..1, to logits [B, K]. What is frozen keeps its
+    statistics."""
     normalisation = RAW
     def __init__(self,
         backbone: Backbone,
         classes: int,        # K
     ):
         super().__init__()
-        self.backbone, self.head, self.sizes = backbone, nn.Linear(backbone.width, classes), (32, backbone.size)
+        self.backbone, self.head, self.sizes = (
+            backbone,
+            nn.Linear(backbone.width, classes),
+            (32, backbone.size),
+        )
 
     def forward(self, images): return self.head(self.backbone(images))
 
@@ -209,7 +239,8 @@ class Transfer(nn.Module):
         "Training mode, but not for batch normalisation that is frozen."
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad: module.eval()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
+                module.eval()
         return self
 
 # %% ../nbs/09_transfer.ipynb #53bee96a
@@ -218,10 +249,13 @@ def stages(
 ) -> list[list[nn.Parameter]]:
     "The parameters of each stage, from the first to the last; all parameters are in exactly one."
     parts, sides = chain(backbone.net), {}
-    hooks = [part.register_forward_hook(lambda part, _, out: sides.update({part: out.shape[2:]})) for part in parts]
+    hooks = [
+        part.register_forward_hook(lambda part, _, out: sides.update({part: out.shape[2:]})) for part in parts
+    ]
     with torch.inference_mode(): backbone.eval()(torch.zeros(1, 3, 64, 64, device=backbone.mean.device))
     for hook in hooks: hook.remove()
-    for part, before in zip(parts[1:], parts): sides[part] = sides.get(part) or sides[before]  # vectors have no sides
+    for part, before in zip(parts[1:], parts):
+        sides[part] = sides.get(part) or sides[before]  # vectors have no sides
     groups = [list(members) for _, members in groupby(parts, sides.get)]
     if len(groups) < 3: groups = [parts[share(len(parts), i, 4)] for i in range(4)]
     found = [[p for part in group for p in part.parameters()] for group in groups]
@@ -232,7 +266,8 @@ def stages(
 def chain(
     net: nn.Module,
 ) -> list[nn.Module]:
-    "The parts of a network in order: the largest is opened while it holds most of the weights, or there are few parts."
+    """The parts of a network in order: the largest is opened while it holds most of the weights, or there
+    are few parts."""
     weight = lambda module: sum(p.numel() for p in module.parameters())
     inside = lambda module: [part for part in module.children() if weight(part)]
     parts = inside(net)
@@ -270,13 +305,14 @@ def phases(
 # %% ../nbs/09_transfer.ipynb #fbfc4be2
 def learn_transfer(
     job: Job,                    # its model is a `Transfer`
-    strategy: str = "full",      # frozen: only the head learns; progressive: one stage more at a time; full: all
+    strategy: str = "full",      # frozen: the head alone learns; progressive: one stage more at a time; full
     weights: str = "published",  # published, or none: random ones
     head_epochs: int = 20,       # of the head alone, on embeddings that are computed once
     head_rate: float = 0.003,    # learning rate of the head alone
     stage_decay: float = 0.9,    # learning rate of a stage, as a share of that of the next
 ) -> History:
-    "Train the head, then as much of the backbone as the strategy says. CourseError if the weights are not available."
+    """Train the head, then as much of the backbone as the strategy says. CourseError if the weights are
+    not available."""
     if weights not in ("published", "none"): raise CourseError(f"weights={weights}: use published or none")
     within(0, 1, stage_decay=stage_decay)
     groups = [] if strategy == "frozen" else stages(job.model.backbone)
@@ -337,7 +373,9 @@ def step(
         return history
     history = learn(job)
     path.unlink(missing_ok=True)
-    build_once(path, lambda part: torch.save(dict(model=job.model.state_dict(), history=history.state_dict()), part))
+    build_once(
+        path, lambda part: torch.save(dict(model=job.model.state_dict(), history=history.state_dict()), part)
+    )
     return history
 
 # %% ../nbs/09_transfer.ipynb #a10bf45f
@@ -352,7 +390,7 @@ def joined(
 @network("transfer", learn_transfer, epochs=10, batch_size=32, learning_rate=0.001, clip=1.0)
 def transfer(
     classes: int,                    # K
-    backbone: str = "mobilenet_v2",  # any of torchvision's classifiers with a linear layer at its end, or timm:NAME
+    backbone: str = "mobilenet_v2",  # of torchvision's classifiers that end in a linear layer, or timm:NAME
     enlarge: int = 128,              # smaller images are enlarged to this side
 ) -> nn.Module:
     "A published backbone and a new head."

@@ -56,7 +56,7 @@ def view(
     seed: int = 0,
     epoch: int | None = None,  # for augmentation; None: only resized
     zoom: float = 4.0,         # as for `train_transforms`
-) -> tuple[Tensor, dict]:      # uint8 [3, size, size]; boxes float32 [N, 4] in pixels, int64 labels [N], flags
+) -> tuple[Tensor, dict]:      # uint8 [3, size, size]; boxes float32 [N, 4] in pixels, labels int64 [N]
     """An image as a detector takes it: both sides to `size`. The same (seed, epoch, number): the same image.
 
     CourseError with the name of the file and the number of the box for a target that cannot be trained on."""
