@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['PATHS', 'SPEC', 'argument_comments', 'add_options', 'option_type', 'data_list', 'refuse_unknown', 'data_check',
-           'data_render', 'train', 'tell', 'train_list', 'untrained', 'evaluate_bundle', 'score_table', 'predict',
-           'images_at', 'make_room', 'predict_batch', 'predict_boxes', 'drawn_file', 'save_image', 'likely', 'as_line',
-           'student_edition', 'notebooks_run', 'Parser', 'make_parser', 'natural', 'named_model', 'run', 'Speaker',
-           'main']
+           'data_render', 'train', 'tell', 'train_list', 'untrained', 'learnt_from_valid', 'evaluate_bundle',
+           'score_table', 'predict', 'images_at', 'make_room', 'predict_batch', 'predict_boxes', 'drawn_file',
+           'save_image', 'likely', 'as_line', 'student_edition', 'notebooks_run', 'Parser', 'make_parser', 'natural',
+           'named_model', 'run', 'Speaker', 'main']
 
 # %% ../nbs/91b_cli.ipynb #978519c2
 import argparse
@@ -185,6 +185,13 @@ def untrained(
     with torch.device("meta"): return networks[name](10)
 
 # %% ../nbs/91b_cli.ipynb #287e39b8
+def learnt_from_valid(
+    meta: dict,  # of a bundle
+) -> bool:
+    "Whether the validation images were trained on, too."
+    return any(meta.get("arguments", {}).get(name) for name in ("with_valid", "refit"))
+
+
 def evaluate_bundle(args) -> int:
     "Measure a bundle on a split."
     refuse_unknown(args.data)
@@ -207,7 +214,7 @@ def evaluate_bundle(args) -> int:
             "images",
             file=sys.stderr,
         )
-    elif args.split == "train" or args.split == "valid" and any(meta.get("arguments", {}).get(name) for name in ("with_valid", "refit")):
+    elif args.split == "train" or args.split == "valid" and learnt_from_valid(meta):
         print("note: the model has learnt from these images", file=sys.stderr)
     result = evaluators[splits.task](predictor, in_order(splits[args.split], predictor.classes))
     if args.json: print(json.dumps(dict(data=args.data, split=args.split, **result), indent=2))
@@ -303,7 +310,7 @@ def predict_batch(
     read: Callable[[str], bytes],  # name -> content of the file
     names: list[str],
     top_k: int | None,  # at most so many classes per image; None: 5, or all of a model for several labels
-    threshold: float | None,  # only classes of this probability or more, 0..1; None: of the model's own, else any
+    threshold: float | None,  # least probability, 0..1; None: the model's own, else any
 ) -> list[dict]:
     "For each image its file and its likely classes, or why it cannot be read."
     from course_lib.data import decode, resize
@@ -328,9 +335,9 @@ def predict_boxes(
     predictor,                        # a detector
     read: Callable[[str], bytes],     # name -> content of the file
     names: list[str],
-    drawn: dict[str, Path],           # where to write an image with what was found on it, by name; may lack some
+    drawn: dict[str, Path],           # by name, where to write the drawn image; may lack some
     top_k: int | None = None,         # at most so many detections per image; None: all
-    threshold: float | None = None,   # only detections of this probability or more, 0..1; None: the detector's own
+    threshold: float | None = None,   # least probability, 0..1; None: the detector's own
 ) -> list[dict]:
     """For each image its file, its size and its detections, boxes x1 y1 x2 y2 in its pixels; or why it
     cannot be read."""
@@ -431,7 +438,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(
-    model: str | None = None,  # the model whose options `train` takes; importing models takes seconds, so only if named
+    model: str | None = None,  # whose options `train` takes; it is imported only if it is named
 ) -> argparse.ArgumentParser:
     "The parser of all commands. Each leaves its function in `args.command`."
     parser = Parser(
@@ -464,7 +471,7 @@ def make_parser(
 
 
 def _add_import(parser) -> None:
-    text = "a Python file with models, losses, layouts ... of your own to import first; may be given several times"
+    text = "a Python file with models, losses, layouts ... of your own to import first; may be repeated"
     parser.add_argument("--import", metavar="FILE", dest="imports", action="append", default=[], help=text)
 
 # %% ../nbs/91b_cli.ipynb #2acb4f81
@@ -480,8 +487,9 @@ def _group(commands, name: str, text: str):
     )
 
 
-PATHS = "class folders (with or without train/ valid/ test/), a VOC layout, a COCO json, a labels.csv, or a zip of one of these"
-SPEC = f"{PATHS}; or a name from `course data list`; perhaps with options, as in 'streets?n=100' or 'photos?view=multi'"
+PATHS = ("class folders (with or without train/ valid/ test/), a VOC layout, a COCO json, a labels.csv, or a zip of one "
+         "of these")
+SPEC = f"{PATHS}; or a name from `course data list`; with options, as in 'streets?n=100' or 'photos?view=multi'"
 
 
 def natural(text: str) -> int:
@@ -561,7 +569,8 @@ def _add_use(commands) -> None:
         type=int,
         help="most classes or boxes per image (default: 5; with several labels or boxes, all)",
     )
-    text = "least probability of what is named, 0..1 (default: 0; with several labels, each class's own; with boxes, the detector's)"
+    text = ("least probability of what is named, 0..1 (default: 0; with several labels, each class's own; with boxes, "
+            "the detector's)")
     action.add_argument("--threshold", type=float, help=text)
     action.add_argument("--out", metavar="FILE", help="write json there instead of lines to the screen")
     action.add_argument(

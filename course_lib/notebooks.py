@@ -657,7 +657,8 @@ def _publish(results):
     (checkout() / "nbs" / "glossary.md").write_text(glossary(), encoding="utf-8", newline="\n")
     readme = checkout() / "README.md"
     text = readme.read_text(encoding="utf-8")
-    for name, table in dict(leaderboard=leaderboard(results), records=records(checkout() / "nbs" / "results")).items():
+    tables = dict(leaderboard=leaderboard(results), records=records(checkout() / "nbs" / "results"))
+    for name, table in tables.items():
         text = re.sub(
             rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table}\n{m[2]}", text, flags=re.S
         )
@@ -766,7 +767,8 @@ def wrong_answers(
     "The wrong answers that an exercise's check must refuse; none where there is no file."
     if not Path(file).is_file(): return {}
     found = {}
-    for head, code in re.findall(r"^# %% (.+?)\n(.*?)(?=^# %% |\Z)", Path(file).read_text(encoding="utf-8"), re.S | re.M):
+    blocks = re.compile(r"^# %% (.+?)\n(.*?)(?=^# %% |\Z)", re.S | re.M)
+    for head, code in blocks.findall(Path(file).read_text(encoding="utf-8")):
         exercise, _, why = head.partition(":")
         found.setdefault(exercise.strip(), []).append((why.strip(), code))
     return found
@@ -810,7 +812,8 @@ def _try(code, check):
     return True
 
 from IPython.display import display
-display({{"{mime}": dict(exercise={name!r}, passed={{why: _try(code, {check!r}) for why, code in {tries!r}}}), "text/plain": ""}}, raw=True)
+passed = {{why: _try(code, {check!r}) for why, code in {tries!r}}}
+display({{"{mime}": dict(exercise={name!r}, passed=passed), "text/plain": ""}}, raw=True)
 """
 
 
