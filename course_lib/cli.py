@@ -24,7 +24,6 @@ import numpy as np
 from course_lib.core import (
     CourseError,
     evaluators,
-    home,
     import_file,
     log,
     model_in,
@@ -76,18 +75,11 @@ def option_type(
 # %% ../nbs/91b_cli.ipynb #7beeff70
 def data_list(args) -> int:
     "Print every data set that has a name."
-    from course_lib.downloads import ABOUT
-    models.discover()
-    for name in sorted(sources):
-        text = ABOUT.get(name) or inspect.getdoc(sources[name]).split("\n")[0]
-        state = (
-            ""
-            if name not in ABOUT
-            else "  [downloaded]"
-            if (home() / name).is_dir()
-            else "  [not downloaded]"
-        )
-        print(f"{name:<14} {text}{state}")
+    for name in sources.names():
+        source = sources[name]
+        about = getattr(source, "about", None) or inspect.getdoc(source).split("\n")[0]
+        here = getattr(source, "here", None)
+        print(f"{name:<14} {about}" + {None: "", True: "  [downloaded]", False: "  [not downloaded]"}[here])
     print(f"\nor a path: {PATHS}")
     return 0
 
@@ -487,9 +479,11 @@ def _group(commands, name: str, text: str):
     )
 
 
-PATHS = ("class folders (with or without train/ valid/ test/), a VOC layout, a COCO json, a labels.csv, or a zip of one "
-         "of these")
-SPEC = f"{PATHS}; or a name from `course data list`; with options, as in 'streets?n=100' or 'photos?view=multi'"
+PATHS = (
+    "class folders (with or without train/ valid/ test/), a VOC layout, a COCO json, a labels.csv, or a zip "
+    "of one of these"
+)
+SPEC = f"{PATHS}; or a name from `course data list`; with options: 'streets?n=100', 'photos?view=multi'"
 
 
 def natural(text: str) -> int:
@@ -569,8 +563,8 @@ def _add_use(commands) -> None:
         type=int,
         help="most classes or boxes per image (default: 5; with several labels or boxes, all)",
     )
-    text = ("least probability of what is named, 0..1 (default: 0; with several labels, each class's own; with boxes, "
-            "the detector's)")
+    text = ("least probability of what is named, 0..1 (default: 0; with several labels, each class's own; "
+            "with boxes, the detector's)")
     action.add_argument("--threshold", type=float, help=text)
     action.add_argument("--out", metavar="FILE", help="write json there instead of lines to the screen")
     action.add_argument(

@@ -57,9 +57,9 @@ def source(
 def code_cells(
     nb: dict,  # a notebook
 ) -> list[dict]:
-    "Its code cells, without the one that papermill injects; number n here is `[n]` after Run All."
+    "Its code cells, without those that papermill or `with_trials` add; number n here is `[n]` after Run All."
     return [cell for cell in nb["cells"] if cell["cell_type"] == "code"
-            and "injected-parameters" not in cell["metadata"].get("tags", [])]
+            and not {"injected-parameters", "trial"} & set(cell["metadata"].get("tags", []))]
 
 # %% ../nbs/90b_notebooks.ipynb #c5184d5f
 def checkout() -> Path:
@@ -541,18 +541,18 @@ def imports(
 
 def uses(
     code: str,  # Python source
+    registries: tuple = (sources, models, layouts),  # whose names count
 ) -> set[str]:
-    """The modules of the library that this code needs: imported, or behind a name such as 'streets?n=500',
+    """The modules of the library that this code needs: imported, or behind a name such as 'streets?n=5',
     'svm' or 'voc'."""
     strings = {
         str(node.value).partition("?")[0]
         for node in ast.walk(ast.parse(code))
         if isinstance(node, ast.Constant)
     }
-    named = {
-        name: module for registry in (sources, models, layouts) for name, module in registry.homes().items()
-    }
+    named = {name: module for registry in registries for name, module in registry.homes().items()}
     return imports(code) | {module for name, module in named.items() if name in strings}
+
 
 # %% ../nbs/90b_notebooks.ipynb #3be8403d
 def fingerprint(
@@ -565,7 +565,8 @@ def fingerprint(
     while waiting:
         name = waiting.pop()
         texts[name] = library_sources()[name]
-        waiting |= uses(texts[name]) - texts.keys()
+        # modules reach layouts by the registry
+        waiting |= uses(texts[name], (sources, models)) - texts.keys()
     lines = [line.rstrip() for name in sorted(texts) for line in texts[name].splitlines()]
     kept = [line for line in lines if line and not line.lstrip().startswith("#")]
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()
@@ -792,7 +793,7 @@ def with_trials(
                 dict(
                     cell_type="code",
                     id=f"trial-{name[1]}"[:60],
-                    metadata=dict(tags=["injected-parameters"]),
+                    metadata=dict(tags=["trial"]),
                     outputs=[],
                     execution_count=None,
                     source=trial,

@@ -6,13 +6,12 @@ import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from course_lib.notebooks import chapters, checkout, code_cells, imports, read, source
+from course_lib.notebooks import chapters, checkout, code_cells, imports, number_of, read, source
 
 ROOT = checkout()
 MODULES = sorted((ROOT / "course_lib").glob("[!_]*.py"))
@@ -51,16 +50,34 @@ def module_of(nb):
     return names[0] if names else None
 
 
+NUMBERS = {module_of(read(path)): number_of(path) for path in chapters()}
+
+
 def test_reading_order_is_import_order():
-    numbers = {module_of(read(path)): path.stem[:2] for path in chapters()}
-    number = lambda module: numbers.get(module, "99")
+    "A module imports modules of lower numbers, or of its own number; a notebook likewise."
     for path in MODULES:
-        late = [name for name in imports(path.read_text(encoding="utf-8")) if number(name) >= number(path.stem)]
+        own = NUMBERS[path.stem][:2]
+        late = [name for name in imports(path.read_text(encoding="utf-8")) if NUMBERS[name][:2] > own]
         assert late == [], f"{path.stem} imports {late}, which comes later"
-    for path in chapters():
+    for path in chapters()[1:]:  # the first lesson shows what the others build
         used = {name for cell in code_cells(read(path)) for name in imports(source(cell))}
-        late = [name for name in used if number(name) > path.stem[:2]]
+        late = [name for name in used if NUMBERS[name][:2] > number_of(path)[:2]]
         assert late == [], f"{path.stem} uses {late}, which comes later"
+
+
+def test_no_module_needs_itself():
+    "Within a number imports go in one direction."
+    needs = {path.stem: imports(path.read_text(encoding="utf-8")) for path in MODULES}
+    while needs:
+        free = [name for name, others in needs.items() if not others & needs.keys()]
+        assert free, f"a circle of imports among {sorted(needs)}"
+        for name in free: del needs[name]
+
+
+def test_formats_are_known_to_the_registry_alone():
+    formats = {"voc", "coco", "tables"}
+    for path in MODULES:
+        if path.stem not in formats: assert not imports(path.read_text(encoding="utf-8")) & formats, path.stem
 
 
 def test_no_piece_of_code_exists_twice():
