@@ -218,9 +218,10 @@ def score_table(
     result: dict,  # what an evaluator returned
 ) -> str:
     "The scores as a table, a row per class, and those of all classes together below."
-    cells = lambda row: "".join(
-        f"{v:>11.3f}" if isinstance(v, float) else f"{'-' if v is None else v:>11}" for v in row
-    )
+    def cells(row):
+        return "".join(
+            f"{v:>11.3f}" if isinstance(v, float) else f"{'-' if v is None else v:>11}" for v in row
+        )
     classes, speed = result["per_class"], f"{result['images_per_second']:.0f} images/s"
     width = max(map(len, ["class", *classes]))
     rows = [f"{'class':<{width}}{cells(next(iter(classes.values())))}"]

@@ -50,7 +50,8 @@ def diagnose(
     now = ap50(found, targets)
     reasons = [f"{what} (mAP@0.50 {now:.2f}, {then:.2f} without it)" for what, undo in MISTAKES.items()
                if (then := ap50([undo(one) for one in found], targets)) > max(2 * now, now + 0.1)]
-    blind = lambda rows: [dict(row, labels=torch.ones_like(torch.as_tensor(row["labels"]))) for row in rows]
+    def blind(rows):
+        return [dict(row, labels=torch.ones_like(torch.as_tensor(row["labels"]))) for row in rows]
     if not reasons and (then := ap50(blind(found), blind(targets))) > max(2 * now, now + 0.2):
         reasons.append(f"the boxes are right, but not the classes (mAP@0.50 {now:.2f}, {then:.2f} if classes do not count): "
                        "more images of each class, a longer training, or mixed-up names")
@@ -148,7 +149,8 @@ def scores_of(
     there = each[0] >= 0                                                              # [K]
     if not there.any(): raise CourseError("nothing to find: these images show no objects, or all are marked as difficult")
     count = np.bincount(np.concatenate([t["labels"] for t in dataset.targets]), minlength=len(dataset.classes) + 1)[1:]
-    score = lambda k, *at: each[list(at) or slice(None), k].mean().item() if there[k] else None  # None: nothing to find
+    def score(k, *at):
+        return each[list(at) or slice(None), k].mean().item() if there[k] else None  # None: nothing to find
     own = {name: dict(map=score(k), map_50=score(k, 0), map_75=score(k, 5), objects=int(count[k]))
            for k, name in enumerate(dataset.classes)}
     over = dict(map=each[:, there], map_50=each[0, there], map_75=each[5, there])

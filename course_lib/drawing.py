@@ -25,7 +25,8 @@ def free_place(
     left, lowest = max(0, min(box[0], room[0] - size[0])), max(0, room[1] - size[1])
     tops = [top for top in (box[1] - size[1], box[1], box[3], box[3] - size[1]) if 0 <= top <= lowest] or [lowest]
     places = [(left, top, left + size[0], top + size[1]) for top in tops]
-    apart = lambda a, b: a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+    def apart(a, b):
+        return a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
     return next((place for place in places if all(apart(place, other) for other in taken)), places[0])
 
 

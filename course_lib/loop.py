@@ -444,7 +444,7 @@ def learn(
         stack.enter_context(keep_memory())
         run.tell("before_training")
         if not run.resumed: initialize_from_data(run)
-        for run.epoch in range(run.epoch, recipe.epochs):
+        while run.epoch < recipe.epochs:
             run.tell("before_epoch")
             if run.stopped: break
             learn_epoch(run)

@@ -370,7 +370,8 @@ def band(
     else:
         half = max(4 * sd, 0.02 if abs(middle) <= 1 else 0.02 * abs(middle))
         lo, hi = middle - half, middle + half
-    short = lambda value: value if isinstance(value, int) else float(f"{value:.6g}")
+    def short(value):
+        return value if isinstance(value, int) else float(f"{value:.6g}")
     return {key: short(value) for key, value in dict(lo=lo, hi=hi, mean=middle, sd=sd).items()} | dict(
         n=len(values)
     )
@@ -478,7 +479,8 @@ def leaderboard_figure(
     found = rows(results)
     fig = Figure(figsize=(6, 0.8 + 0.32 * len(found)), layout="constrained")
     ax = fig.subplots()
-    kind = lambda row: "" if row["score"] == "accuracy" else f" ({row['score']})"
+    def kind(row):
+        return "" if row["score"] == "accuracy" else f" ({row['score']})"
     labels = [f"{row['chapter']} {row['model']}{kind(row)}" for row in found]
     bars = ax.barh(
         range(len(found)),
@@ -502,8 +504,10 @@ def records(
 ) -> str:
     """What was recorded on real images, a row for each model and its options: test scores, mean and
     deviation over seeds."""
-    flag = lambda name, value: f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
-    command = lambda run: " ".join([run["model"], *(flag(*option) for option in run["options"].items())])
+    def flag(name, value):
+        return f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+    def command(run):
+        return " ".join([run["model"], *(flag(*option) for option in run["options"].items())])
     table = [("images", "score", "mean ± sd", "seeds", "minutes", "course train")]
     for path in sorted(Path(folder).glob("*.json")):
         stored = json.loads(path.read_text(encoding="utf-8"))

@@ -68,7 +68,8 @@ class Network:
                 f"images must be uint8 [B, {self.size}, {self.size}, 3], not {images.dtype} "
                 f"{list(images.shape)}"
             )
-        ask = lambda size: [self._logits(images[i:i + size]) for i in range(0, len(images), size)]
+        def ask(size):
+            return [self._logits(images[i:i + size]) for i in range(0, len(images), size)]
         with keep_memory(): parts = as_it_fits(ask, 125)                           # more is not faster
         return torch.cat([torch.zeros(0, len(self.classes)), *parts])
 

@@ -28,7 +28,8 @@ def squared(
 
     shapes = json.loads(build_once(home() / "cache" / f"shapes-{dataset.key}.json", look).read_text())
     images = pixels(dataset, size, "squash")
-    fitted = lambda t, h, w: dict(t, boxes=np.asarray(t["boxes"], np.float32) * np.array([size / w, size / h] * 2, np.float32))
+    def fitted(t, h, w):
+        return dict(t, boxes=np.asarray(t["boxes"], np.float32) * np.array([size / w, size / h] * 2, np.float32))
     return replace(dataset, targets=[fitted(t, *shape) for t, shape in zip(dataset.targets, shapes)], read=lambda i: images[i])
 
 

@@ -268,8 +268,10 @@ def chain(
 ) -> list[nn.Module]:
     """The parts of a network in order: the largest is opened while it holds most of the weights, or there
     are few parts."""
-    weight = lambda module: sum(p.numel() for p in module.parameters())
-    inside = lambda module: [part for part in module.children() if weight(part)]
+    def weight(module):
+        return sum(p.numel() for p in module.parameters())
+    def inside(module):
+        return [part for part in module.children() if weight(part)]
     parts = inside(net)
     while can := [part for part in parts if len(inside(part)) > 1]:
         largest = max(can, key=weight)

@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from course_lib import combine, data
-from course_lib.cli import add_options, argument_comments, main
+from course_lib.cli import argument_comments, main
 from course_lib.core import models, open_bundle
 
 

@@ -15,11 +15,11 @@ from course_lib import device, hybrid, transfer
 from course_lib.cli import main
 from course_lib.core import CourseError, models, open_model
 from course_lib.data import load, pixels, to_float
-from course_lib.hybrid import DETECTOR, Bridge, DetectorClassifier, HybridModel, MultiScale, begin, chosen_scales, cut, learn_hybrid
+from course_lib.hybrid import DETECTOR, Bridge, DetectorClassifier, HybridModel, MultiScale, begin, chosen_scales, cut
 from course_lib.training import Recipe, groups
 from course_lib.loop import Job, fit
 from course_lib.weights import RAW, at_hand, build, published
-from course_lib.transfer import Backbone, Transfer, embed
+from course_lib.transfer import embed
 
 TINY = dict(enlarge=32, input_size=32, weights="none", batch_size=10, epochs=1)
 real = pytest.mark.skipif(not at_hand("mobilenet_v2-b0353104.pth"), reason="the package with weights is not installed: see `make help`")
