@@ -112,7 +112,7 @@ class AveragePrecision(CocoMetric):
 # %% ../nbs/15_detection.ipynb #9b3b5f29
 def as_truth(
     targets: Sequence[dict],      # boxes [N, 4], labels [N] and perhaps difficult [N], arrays or tensors
-    device: torch.device = "cpu",
+    device: str | torch.device = "cpu",
 ) -> list[dict]:
     "Targets as torchmetrics takes them."
     def one(target):

@@ -285,7 +285,7 @@ def run(
     profile: str = "cpu",           # 'cpu': the notebooks' defaults; 'smoke': quick; 'gpu': real data
     only: list[str] | None = None,  # numbers or names of notebooks; None for all
     jobs: int | None = None,        # notebooks side by side; None for what suits the machine
-    out: Path = "build",            # executed copies and results.json go to OUT/PROFILE, beside nbs/
+    out: Path = Path("build"),            # executed copies and results.json go to OUT/PROFILE, beside nbs/
     folder: Path | None = None,     # where the notebooks are; None for the checkout's nbs/
     values: dict | None = None,     # parameters for all notebooks, on top of the profile: dict(seed=1)
     edit=None,                      # edit(notebook, path) changes each copy before it runs; None: not
