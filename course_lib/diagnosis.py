@@ -31,12 +31,19 @@ def ap50(
 
 
 MISTAKES = {  # what the numbers say if it was made: a change to the detections that would undo it
-    "x and y are swapped: the boxes fit after an exchange": lambda one: dict(one, boxes=one["boxes"][:, [1, 0, 3, 2]]),
-    "all labels are one too low: they must count from 1, 0 is the background": lambda one: dict(one, labels=one["labels"] + 1),
+    "x and y are swapped: the boxes fit after an exchange": lambda one: dict(
+        one, boxes=one["boxes"][:, [1, 0, 3, 2]]
+    ),
+    "all labels are one too low: they must count from 1, 0 is the background": lambda one: dict(
+        one, labels=one["labels"] + 1
+    ),
     "all labels are one too high": lambda one: dict(one, labels=(one["labels"] - 1).clamp(min=0)),
-    "centres and sides are taken for corners: boxes must be x1 y1 x2 y2": lambda one: dict(one, boxes=cxcywh_to_xyxy(one["boxes"])),
+    "centres and sides are taken for corners: boxes must be x1 y1 x2 y2": lambda one: dict(
+        one, boxes=cxcywh_to_xyxy(one["boxes"])
+    ),
     "width and height are taken for a corner: boxes must be x1 y1 x2 y2": lambda one: dict(
-        one, boxes=torch.cat([one["boxes"][:, :2], one["boxes"][:, :2] + one["boxes"][:, 2:]], 1)),
+        one, boxes=torch.cat([one["boxes"][:, :2], one["boxes"][:, :2] + one["boxes"][:, 2:]], 1)
+    ),
 }
 
 # %% ../nbs/15d_diagnosis.ipynb #3767d922
@@ -44,7 +51,8 @@ def diagnose(
     predictor: Detector,
     dataset: Images,  # a split that the detector ought to do better on
 ) -> list[str]:          # most telling first; empty if nothing is suspicious
-    "Why a detector finds nothing, or the wrong things, in plain words: each reason is measured on these images."
+    """Why a detector finds nothing, or the wrong things, in plain words: each reason is measured on these
+    images."""
     found, targets = [], dataset.targets
     for i in range(len(dataset)): found += predictor.detect([dataset.read(i)], least=0.0)
     now = ap50(found, targets)
@@ -53,14 +61,23 @@ def diagnose(
     def blind(rows):
         return [dict(row, labels=torch.ones_like(torch.as_tensor(row["labels"]))) for row in rows]
     if not reasons and (then := ap50(blind(found), blind(targets))) > max(2 * now, now + 0.2):
-        reasons.append(f"the boxes are right, but not the classes (mAP@0.50 {now:.2f}, {then:.2f} if classes do not count): "
-                       "more images of each class, a longer training, or mixed-up names")
+        reasons.append(
+            f"the boxes are right, but not the classes (mAP@0.50 {now:.2f}, {then:.2f} if classes do not "
+            "count): "
+            "more images of each class, a longer training, or mixed-up names"
+        )
     if not reasons and (then := ap50(found, targets, 0.1)) > max(2 * now, now + 0.3):
-        reasons.append(f"the detections are near the objects, but the boxes do not fit (mAP at an IoU of 0.1 {then:.2f}, of 0.5 "
-                       f"{now:.2f}): train longer, or look for anchors or an image size that differ from training")
+        reasons.append(
+            f"the detections are near the objects, but the boxes do not fit (mAP at an IoU of 0.1 "
+            f"{then:.2f}, of 0.5 "
+            f"{now:.2f}): train longer, or look for anchors or an image size that differ from training"
+        )
     reasons += anchor_trouble(predictor, dataset) + score_trouble(predictor, found)
     if reasons or now >= 0.5: return reasons
-    return [f"no common mistake explains a mAP@0.50 of {now:.2f}: train longer or on more images, and see that the loss falls"]
+    return [
+        f"no common mistake explains a mAP@0.50 of {now:.2f}: train longer or on more images, and see that "
+        "the loss falls"
+    ]
 
 # %% ../nbs/15d_diagnosis.ipynb #b6c43f71
 def anchor_trouble(predictor: Detector, dataset: Images) -> list[str]:
@@ -70,16 +87,22 @@ def anchor_trouble(predictor: Detector, dataset: Images) -> list[str]:
     lost = torch.cat([iou(part, predictor.anchors).amax(1) for part in boxes.split(256)]) < 0.3     # [N]
     side = (boxes[lost, 2:] - boxes[lost, :2]).prod(1).sqrt()
     if lost.float().mean() < 0.1: return []
-    return [f"{lost.float().mean():.0%} of the objects fit no anchor (IoU below 0.3): at {predictor.size} px their sides are about "
-            f"{side.median():.0f} px; use a larger input_size, finest=8, or another `smallest` or `largest`"]
+    return [
+        f"{lost.float().mean():.0%} of the objects fit no anchor (IoU below 0.3): at {predictor.size} px "
+        "their sides are about "
+        f"{side.median():.0f} px; use a larger input_size, finest=8, or another `smallest` or `largest`"
+    ]
 
 
 def score_trouble(predictor: Detector, found: Sequence[dict]) -> list[str]:
     "A detector that is sure of nothing."
     best = max((float(one["scores"].max()) for one in found if len(one["scores"])), default=0.0)
     if best >= 0.2: return []
-    return [f"the detector is sure of nothing (highest score {best:.2f}): train longer, with a higher learning rate, or look at the "
-            "loss: it should have fallen to a fraction of its first value"]
+    return [
+        f"the detector is sure of nothing (highest score {best:.2f}): train longer, with a higher learning "
+        "rate, or look at the "
+        "loss: it should have fallen to a fraction of its first value"
+    ]
 
 # %% ../nbs/15d_diagnosis.ipynb #febd2167
 @evaluators.register("detection")
@@ -87,8 +110,8 @@ def evaluate_detector(
     predictor: Detector,
     dataset: Images,  # one split with the same classes
 ) -> dict:
-    """map (over IoU 0.5 to 0.95), map_50 and map_75; `per_class` with these and the objects; `errors`; `reasons`, if it
-    is low; the time."""
+    """map (over IoU 0.5 to 0.95), map_50 and map_75; `per_class` with these and the objects; `errors`;
+    `reasons`, if it is low; the time."""
     if not len(dataset): raise CourseError("no images to evaluate on: this split is empty")
     metric = CocoMetric(extended_summary=True)
     errors, seconds = dict.fromkeys((*ERROR_KINDS, "missed"), 0), 0.0
@@ -102,8 +125,15 @@ def evaluate_detector(
         count_errors(errors, found, targets, predictor.threshold)
     scores = scores_of(precision_of(metric, len(dataset.classes)), dataset)
     reasons = diagnose(predictor, dataset) if scores["map_50"] < 0.2 else []
-    return dict(scores, errors=errors, reasons=reasons, threshold=predictor.threshold, images=len(dataset), seconds=seconds,
-                images_per_second=len(dataset) / seconds)
+    return dict(
+        scores,
+        errors=errors,
+        reasons=reasons,
+        threshold=predictor.threshold,
+        images=len(dataset),
+        seconds=seconds,
+        images_per_second=len(dataset) / seconds,
+    )
 
 # %% ../nbs/15d_diagnosis.ipynb #9c6c2021
 def count_errors(
@@ -132,7 +162,8 @@ def precision_of(
     metric: CocoMetric,  # with extended_summary
     classes: int,                  # K
 ) -> Tensor:                       # [10, 101, K]; -1 for classes without objects
-    "Precision at each IoU threshold from 0.5 to 0.95 and each recall from 0 to 1, with 100 detections an image."
+    """Precision at each IoU threshold from 0.5 to 0.95 and each recall from 0 to 1, with 100 detections an
+    image."""
     values = metric.compute()
     precision = torch.full((10, 101, classes), -1.0)
     for k, label in enumerate(values["classes"].reshape(-1).tolist()):
@@ -147,8 +178,11 @@ def scores_of(
     "map, map_50 and map_75, and the same for each class with the number of its objects."
     each = precision.mean(1)                                                          # [10, K]
     there = each[0] >= 0                                                              # [K]
-    if not there.any(): raise CourseError("nothing to find: these images show no objects, or all are marked as difficult")
-    count = np.bincount(np.concatenate([t["labels"] for t in dataset.targets]), minlength=len(dataset.classes) + 1)[1:]
+    if not there.any():
+        raise CourseError("nothing to find: these images show no objects, or all are marked as difficult")
+    count = np.bincount(
+        np.concatenate([t["labels"] for t in dataset.targets]), minlength=len(dataset.classes) + 1
+    )[1:]
     def score(k, *at):
         return each[list(at) or slice(None), k].mean().item() if there[k] else None  # None: nothing to find
     own = {name: dict(map=score(k), map_50=score(k, 0), map_75=score(k, 5), objects=int(count[k]))
@@ -163,7 +197,8 @@ def learn_by_heart(
     n: int = 10,      # images
     **options,        # of the model
 ) -> tuple[float, list[str]]:
-    "The first test of a detector: mAP@0.50 on the few images it was trained on, and what is wrong if that is not above 0.95."
+    """The first test of a detector: mAP@0.50 on the few images it was trained on, and what is wrong if
+    that is not above 0.95."""
     chosen = [i for i, target in enumerate(splits.train.targets) if len(target["boxes"])][:n]
     few = splits.train.subset(chosen)
     trained = models[model](replace(splits, train=few, valid=few), **{**options, "augment": ""})

@@ -12,7 +12,18 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 # %% ../nbs/15b_drawing.ipynb #e09fa8fc
-COLOURS = ("#c1272d", "#0071bc", "#00803c", "#93278f", "#b35900", "#00757f", "#7a5230", "#c2185b", "#4a4a8a", "#556b00")
+COLOURS = (
+    "#c1272d",
+    "#0071bc",
+    "#00803c",
+    "#93278f",
+    "#b35900",
+    "#00757f",
+    "#7a5230",
+    "#c2185b",
+    "#4a4a8a",
+    "#556b00",
+)
 
 # %% ../nbs/15b_drawing.ipynb #6935a5a2
 def free_place(
@@ -21,9 +32,12 @@ def free_place(
     room: tuple,  # width and height of the image
     taken: list,  # the labels so far, x1, y1, x2, y2 of each
 ) -> tuple:       # x1, y1, x2, y2 of the label
-    "Above the box, or inside it at the top, below it, or inside at the bottom: the first place that covers no other label."
+    """Above the box, or inside it at the top, below it, or inside at the bottom: the first place that
+    covers no other label."""
     left, lowest = max(0, min(box[0], room[0] - size[0])), max(0, room[1] - size[1])
-    tops = [top for top in (box[1] - size[1], box[1], box[3], box[3] - size[1]) if 0 <= top <= lowest] or [lowest]
+    tops = [top for top in (box[1] - size[1], box[1], box[3], box[3] - size[1]) if 0 <= top <= lowest] or [
+        lowest
+    ]
     places = [(left, top, left + size[0], top + size[1]) for top in tops]
     def apart(a, b):
         return a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
@@ -38,17 +52,25 @@ def draw(
 ) -> np.ndarray:             # uint8 [H, W, 3]
     "The image with boxes, names and scores; a colour for each class."
     scale = max(1, math.ceil(least_side / max(image.shape[:2])))
-    canvas = Image.fromarray(image).resize((image.shape[1] * scale, image.shape[0] * scale), Image.Resampling.BICUBIC)
+    canvas = Image.fromarray(image).resize(
+        (image.shape[1] * scale, image.shape[0] * scale), Image.Resampling.BICUBIC
+    )
     pen, line = ImageDraw.Draw(canvas), max(2, max(canvas.size) // 250)
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), max(12, max(canvas.size) // 38))
     scores, labels = found.get("scores", [None] * len(found["labels"])), []
-    for box, label, score in zip(found["boxes"], found["labels"], scores):                       # the most probable first
+    for box, label, score in zip(found["boxes"], found["labels"], scores):  # the most probable first
         box, colour = tuple(float(v) * scale for v in box), COLOURS[(int(label) - 1) % len(COLOURS)]
         name = classes[int(label) - 1] + ("" if score is None else f" {float(score):.2f}")
         width, height = pen.textbbox((0, 0), name, font)[2:]
         pen.rectangle(box, outline=colour, width=line)
-        labels.append((free_place(box, (width + 6, height + 4), canvas.size, [place for place, *_ in labels]), name, colour))
-    for place, name, colour in labels:                                                           # on top of all boxes
+        labels.append(
+            (
+                free_place(box, (width + 6, height + 4), canvas.size, [place for place, *_ in labels]),
+                name,
+                colour,
+            )
+        )
+    for place, name, colour in labels:  # on top of all boxes
         pen.rectangle(place, fill=colour)
         pen.text((place[0] + 3, place[1] + 1), name, "white", font)
     return np.asarray(canvas)

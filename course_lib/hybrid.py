@@ -230,7 +230,7 @@ class HybridModel(Transfer):
 # %% ../nbs/12_hybrid.ipynb #daaa381b
 def learn_hybrid(
     job: Job,                    # its model is a `HybridModel`, or another with a `backbone` and a `head`
-    strategy: str = "full",      # frozen: bridge and classifier; progressive: one stage more at a time; full: all
+    strategy: str = "full",      # frozen: bridge and classifier; progressive: stage by stage; full: all
     weights: str = "published",  # published, or none: random ones
     stage_decay: float = 0.9,    # learning rate of a stage, as a share of that of the next
 ) -> History:

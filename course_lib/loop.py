@@ -408,7 +408,7 @@ def asked_for(
 # %% ../nbs/05b_loop.ipynb #3ca31c72
 def fit(
     model: nn.Module,       # from images [B, 3, S, S] to what the task's loss takes; trained in place
-    splits: Splits,         # learns from `train`, measures on `valid` (it may be empty), never looks at `test`
+    splits: Splits,         # learns from `train`, measures on `valid` (may be empty), never looks at `test`
     recipe: Recipe = Recipe(),
     input_size: int = 32,   # side of the images in pixels
     task: Task | None = None,    # None: by the data

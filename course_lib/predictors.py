@@ -141,7 +141,7 @@ def load_network(bundle: Bundle) -> Network: return Network.load(bundle)
 def save_weights(
     folder: Path,      # the bundle to write
     model: nn.Module,  # from `networks`
-    meta: dict,        # architecture, network, classes, with which it is built again; and all else to remember
+    meta: dict,        # architecture, network, classes, to build it again; and all else to remember
 ) -> Path:
     "Write a bundle with the weights in `weights.safetensors`."
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
@@ -312,7 +312,7 @@ NEEDS = {
 def train_network(
     architecture: Architecture,
     splits: Splits,
-    input_size: int | None = None,   # side of the images in pixels (default: their own, if it suits the network)
+    input_size: int | None = None,   # side of the images in pixels (default: their own, if it suits)
     device: str = "auto",            # cpu, cuda, mps, or auto: the best there is
     resume: bool = False,            # go on with an unfinished run
     with_valid: bool = False,        # learn from the validation images too: none are left to choose by

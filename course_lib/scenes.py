@@ -21,7 +21,8 @@ def squared(
     dataset: Images,  # of a detection task
     size: int,
 ) -> Images:
-    "The same as squares from the cache of `pixels`, with the boxes in their pixels: each file is decoded once."
+    """The same as squares from the cache of `pixels`, with the boxes in their pixels: each file is decoded
+    once."""
     def look(part):
         numbers = progress(range(len(dataset)), "measuring images")
         part.write_text(json.dumps([dataset.read(i).shape[:2] for i in numbers]))
@@ -29,8 +30,14 @@ def squared(
     shapes = json.loads(build_once(home() / "cache" / f"shapes-{dataset.key}.json", look).read_text())
     images = pixels(dataset, size, "squash")
     def fitted(t, h, w):
-        return dict(t, boxes=np.asarray(t["boxes"], np.float32) * np.array([size / w, size / h] * 2, np.float32))
-    return replace(dataset, targets=[fitted(t, *shape) for t, shape in zip(dataset.targets, shapes)], read=lambda i: images[i])
+        return dict(
+            t, boxes=np.asarray(t["boxes"], np.float32) * np.array([size / w, size / h] * 2, np.float32)
+        )
+    return replace(
+        dataset,
+        targets=[fitted(t, *shape) for t, shape in zip(dataset.targets, shapes)],
+        read=lambda i: images[i],
+    )
 
 
 def mirrored(
@@ -39,7 +46,9 @@ def mirrored(
 ) -> tuple[Tensor, dict]:
     "The other way round."
     x1, y1, x2, y2 = target["boxes"].unbind(1)
-    return image.flip(2), dict(target, boxes=torch.stack([image.shape[2] - x2, y1, image.shape[2] - x1, y2], 1))
+    return image.flip(2), dict(
+        target, boxes=torch.stack([image.shape[2] - x2, y1, image.shape[2] - x1, y2], 1)
+    )
 
 # %% ../nbs/15c_scenes.ipynb #42a60a2d
 ZOOMS = dict(ssd=4.0, near=1.5)  # augmentations, and how far away each shows the images at most
@@ -47,10 +56,12 @@ ROOM = 2**30  # bytes for augmented views that are kept
 
 # %% ../nbs/15c_scenes.ipynb #c580d524
 class Scenes(Order):
-    """Batches as a detector takes them: images float32 [B, 3, S, S], 0..1, on the device, and a target for each image.
+    """Batches as a detector takes them: images float32 [B, 3, S, S], 0..1, on the device, and a target for
+    each image.
 
-    Augmented views cost as much as a step of training. So the first third of the epochs, or 8, make new ones, and the others take
-    them in turn, mirrored or not; or every epoch makes its own, if there is no room to keep 8 views of each image."""
+    Augmented views cost as much as a step of training. So the first third of the epochs, or 8, make new
+    ones, and the others take them in turn, mirrored or not; or every epoch makes its own, if there is
+    no room to keep 8 views of each image."""
     def __init__(self,
         dataset: Images,
         task: Task,
@@ -58,12 +69,21 @@ class Scenes(Order):
         training: bool,     # shuffled and augmented
     ):
         recipe, size = task.recipe, task.input_size
-        if recipe.augment not in ("", *ZOOMS): raise CourseError(f"augment={recipe.augment}: a detector takes 'ssd', 'near' or ''")
+        if recipe.augment not in ("", *ZOOMS):
+            raise CourseError(f"augment={recipe.augment}: a detector takes 'ssd', 'near' or ''")
         super().__init__(len(dataset), recipe.batch_size if training else 32, training, recipe.seed)
-        self.names, self.size, self.device, self.training = dataset.names, size, device, training and recipe.augment != ""
+        self.names, self.size, self.device, self.training = (
+            dataset.names,
+            size,
+            device,
+            training and recipe.augment != "",
+        )
         self.zoom = ZOOMS.get(recipe.augment)
         self.images = squared(dataset, size * 5 // 4 if self.training else size)
-        self.views, self.kept = min(ROOM // (3 * size**2 * max(1, len(dataset))), max(8, recipe.epochs // 3)), {}
+        self.views, self.kept = (
+            min(ROOM // (3 * size**2 * max(1, len(dataset))), max(8, recipe.epochs // 3)),
+            {},
+        )
 
     def view(self,
         epoch: int,
@@ -73,7 +93,8 @@ class Scenes(Order):
         if not self.training: return view(self.images, number, self.size)
         if self.views < 8: return view(self.images, number, self.size, self.seed, epoch, self.zoom)
         place = epoch % self.views, number
-        if place not in self.kept: self.kept[place] = view(self.images, number, self.size, self.seed, place[0], self.zoom)
+        if place not in self.kept:
+            self.kept[place] = view(self.images, number, self.size, self.seed, place[0], self.zoom)
         return mirrored(*self.kept[place]) if epoch // self.views % 2 else self.kept[place]
 
     def batch(self,
@@ -92,4 +113,5 @@ class Scenes(Order):
 # %% ../nbs/15c_scenes.ipynb #1e120860
 @augmentations.register("near")  # for small inputs and short trainings
 @augmentations.register("ssd")
-def only_boxes(images, targets, rng, classes): raise CourseError("augment=ssd is for images with boxes: use others")
+def only_boxes(images, targets, rng, classes):
+    raise CourseError("augment=ssd is for images with boxes: use others")

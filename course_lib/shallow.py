@@ -226,8 +226,8 @@ def svm(
     n = len(splits.train)
     small = n < SMALL
     atoms = atoms or (200 if small else 800)
-    best = None
-    tried = {}
+    tried: dict[str, float] = {}
+    models_of = {}
     for names, kind in _plans(features, kernel, small):
         curves = "exact rbf" if n <= landmarks else f"rbf by {landmarks:,} landmarks"
         plan = f"{'linear' if kind == 'linear' else curves} on {names}"
@@ -236,7 +236,8 @@ def svm(
                         input_size, refit)
         made.about["plan"] = plan
         tried[plan] = made.about["valid_accuracy"]
-        if best is None or tried[plan] > tried[best.about["plan"]]: best = made
+        models_of[plan] = made
+    best = models_of[max(tried, key=lambda plan: tried[plan])]
     best.about["tried"] = tried
     return best
 

@@ -7,6 +7,7 @@ __all__ = ['schedules', 'augmentations', 'optimizers', 'tasks', 'losses', 'LEAST
 
 # %% ../nbs/05_training.ipynb #e341c2cb
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from numbers import Integral
@@ -81,7 +82,9 @@ def generator(
 ) -> BatchRng:
     "A source of randomness that follows from these numbers."
     state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
-    return BatchRng().manual_seed(int(state >> 1))  # torch takes 63 bits
+    made = BatchRng()
+    made.manual_seed(int(state >> 1))  # torch takes 63 bits
+    return made
 
 # %% ../nbs/05_training.ipynb #9a1cc694
 augmentations = Registry("augmentation", "augmentations.register")  # name -> function as `flipped`
@@ -217,7 +220,7 @@ def learning_rate(
     recipe: Recipe,
     step: int,          # from 0, over all epochs
     per_epoch: int,     # steps
-    scores: list = (),  # on the validation split, of the epochs so far
+    scores: Sequence[float] = (),  # on the validation split, of the epochs so far
 ) -> float:
     "The learning rate of a step: first the warm-up, then the schedule over what is left."
     warm = round(recipe.warmup * per_epoch)  # steps
@@ -228,7 +231,8 @@ def learning_rate(
 
 # %% ../nbs/05_training.ipynb #68fa0262
 tasks = Registry("task", "tasks.register")  # name -> class(splits, input_size, recipe) as `Classification`
-losses = Registry("loss", "losses.register")  # name -> function(logits [B, K], targets, class_shares [K]): a mean
+# name -> function(logits [B, K], targets, class_shares [K]): a mean
+losses = Registry("loss", "losses.register")
 
 
 @tasks.register("single-label")

