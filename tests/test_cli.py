@@ -303,3 +303,74 @@ def test_a_killed_training_leaves_nothing_half_made(digits, tmp_path, monkeypatc
         if (tmp_path / "b").exists(): assert predictions(tmp_path / "b", digits) == expected
     subprocess.run(command, check=True, capture_output=True)
     assert predictions(tmp_path / "b", digits) == expected
+
+
+# ---- plug-ins
+
+PLUGIN = '''
+"A network and a loss of one's own, and nothing else."
+import torch.nn.functional as F
+from torch import nn
+from course_lib.predictors import network
+from course_lib.training import losses
+
+@losses.register("squares")
+def squares(logits, targets, class_shares):
+    "The squared error of the probabilities (Brier 1950)."
+    return (logits.softmax(1) - F.one_hot(targets, logits.shape[1])).square().sum(1).mean()
+
+@network("mine", epochs=2)
+def mine(
+    classes: int,    # K
+    width: int = 8,  # channels
+):
+    "A tiny network of my own."
+    return nn.Sequential(nn.Conv2d(3, width, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, classes))
+'''
+
+
+def in_a_new_process(*words):
+    "A command in a process of its own, where no plug-in was imported before."
+    return subprocess.run([sys.executable, "-m", "course_lib", *map(str, words)], capture_output=True, text=True, timeout=200)
+
+
+def test_a_network_and_a_loss_of_ones_own_on_the_command_line(digits, tmp_path):
+    plugin, out = tmp_path / "mine.py", tmp_path / "own"
+    plugin.write_text(PLUGIN)
+    words = ["train", "mine", "--data", digits, "--out", out, "--width", 4, "--loss", "squares"]
+    done = in_a_new_process("--import", plugin, *words)
+    assert done.returncode == 0, done.stderr
+    assert "mine" in in_a_new_process("--import", plugin, "train", "--list").stdout
+    unknown = in_a_new_process(*words)
+    assert unknown.returncode == 2 and "unknown model 'mine'" in unknown.stderr
+    assert in_a_new_process("evaluate", out, "--data", digits, "--import", plugin).returncode == 0
+    closed = in_a_new_process("evaluate", out, "--data", digits)
+    assert closed.returncode == 2 and "--import FILE" in closed.stderr and len(closed.stderr.splitlines()) == 1
+
+
+def test_an_installed_package_is_a_plug_in(digits, tmp_path):
+    plugin = tmp_path / "package" / "somebodys.py"
+    plugin.parent.mkdir()
+    plugin.write_text(PLUGIN)
+    about = tmp_path / "package" / "somebodys-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[course_lib]\nmine = somebodys\n")
+    done = subprocess.run([sys.executable, "-m", "course_lib", "train", "mine", "--data", str(digits), "--out", str(tmp_path / "own")],
+                          capture_output=True, text=True, timeout=200, env=dict(os.environ, PYTHONPATH=str(plugin.parent)))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", [["data", "check", "phtos"], ["train", "cnm"], ["train", "cnn", "--data", "streats"]])
+def test_a_mistyped_name_imports_no_torch(words):
+    code = f"import sys; from course_lib.cli import main; status = main({words}); print(status, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    said_torch = words[:2] == ["train", "cnn"]  # the model's options were asked for before the data
+    assert done.stdout.split() == ["2", str(said_torch)] and "unknown" in done.stderr, done
+
+
+def test_the_student_edition_from_the_command_line(tmp_path, capsys):
+    assert main(["student", str(tmp_path / "mine")]) == 0
+    assert "wrote" in capsys.readouterr().out and (tmp_path / "mine" / "00_start.ipynb").is_file()
+    assert main(["student", str(tmp_path / "mine")]) == 0
+    assert "as they are" in capsys.readouterr().out

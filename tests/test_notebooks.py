@@ -26,7 +26,7 @@ each_notebook, each_lesson = each(PATHS), each(LESSONS)
 each_workshop = each([path for path in PATHS if path not in LESSONS])
 
 # lessons whose measuring cells are still longer than sixteen lines, and how long they may be
-LONG = {"04_shallow": 22, "05_training": 22, "07_modern": 30, "08_recipes": 30, "09_transfer": 35, "10_multilabel": 30, "11_ensembles": 40, "12_hybrid": 35,
+LONG = {"04_shallow": 22, "05_training": 22, "09_transfer": 35, "10_multilabel": 30, "11_ensembles": 40, "12_hybrid": 35,
         "13_boxes": 30, "14_ssd": 30, "15_detection": 35}
 EVERYDAY = ()  # terms that are also everyday words
 
@@ -42,6 +42,7 @@ def test_runs(path, ran):
 @each_notebook
 def test_results_lie_in_their_bands(path, ran, pytestconfig):
     bands = BASELINES.get(pytestconfig.getoption("--profile"), {}).get(path.stem, {})
+    if path not in LESSONS and not bands: pytest.skip("a workshop notebook without bands: its asserts are the test")
     found = outside(ran[path.stem].report.get("results", {}), bands)
     assert not found, "\n".join(found)
 
