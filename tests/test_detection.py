@@ -21,7 +21,7 @@ from torchvision.models.detection.ssd import SSD as TheirSSD
 
 from course_lib import boxes as boxes_module
 from course_lib import cli
-from course_lib import detection as module
+from course_lib import detection, diagnosis, scenes
 from course_lib.boxes import anchors, iou, xyxy_to_cxcywh
 from course_lib.core import CourseError, models, open_model
 from course_lib.data import DETECTION, Images, load
@@ -334,7 +334,7 @@ def test_batches_follow_from_seed_epoch_and_step(streets):
 
 
 def test_views_are_made_anew_where_there_is_no_room(streets, monkeypatch):
-    monkeypatch.setattr(module, "ROOM", 1)
+    monkeypatch.setattr(scenes, "ROOM", 1)
     loader = Detection(streets, 64, Recipe(augment="ssd", batch_size=5)).loader(streets.train, torch.device("cpu"), True)
     loader.batch(0, 0)
     assert not loader.kept
@@ -397,13 +397,13 @@ def test_refusals(streets):
     with pytest.raises(CourseError, match="boxes"): models["ssd"](single, **TINY)
     with pytest.raises(CourseError, match="augment"): models["ssd"](streets, **{**TINY, "augment": "flip"})
     with pytest.raises(CourseError, match="published or none"): models["ssd"](streets, **{**TINY, "weights": "mine"})
-    for name in module.ZOOMS:
+    for name in scenes.ZOOMS:
         with pytest.raises(CourseError, match="boxes"): models["cnn"](single, augment=name, epochs=1)
 
 
 def test_ten_images_by_heart_or_a_reason(streets, monkeypatch):
     asked = []
-    monkeypatch.setattr(module, "diagnose", lambda *given: asked.append(given) or ["because"])
+    monkeypatch.setattr(diagnosis, "diagnose", lambda *given: asked.append(given) or ["because"])
     score, reasons = learn_by_heart("ssd", streets, **{**TINY, "epochs": 1})
     assert score <= 0.95 and reasons == ["because"] and len(asked[0][1]) == 10
 
@@ -538,16 +538,18 @@ def counted(targets, device="cpu"): return [dict(t, iscrowd=t["iscrowd"] * 0) fo
 
 
 KNOCK_OUTS = {
-    "x and y swapped": ("decode", turned, decoded_right), "sign of an offset": ("decode", mirrored, decoded_right),
-    "suppression off": ("nms", all_stay, decoded_right), "difficult objects counted": ("as_truth", counted, scored_right),
+    "x and y swapped": (detection, "decode", turned, decoded_right),
+    "sign of an offset": (detection, "decode", mirrored, decoded_right),
+    "suppression off": (detection, "nms", all_stay, decoded_right),
+    "difficult objects counted": (diagnosis, "as_truth", counted, scored_right),
 }
 
 
 @pytest.mark.parametrize("name", KNOCK_OUTS)
 def test_knock_outs_are_noticed(name, monkeypatch):
-    what, broken, check = KNOCK_OUTS[name]
+    room, what, broken, check = KNOCK_OUTS[name]
     check()
-    monkeypatch.setattr(module, what, broken)
+    monkeypatch.setattr(room, what, broken)
     with pytest.raises(AssertionError): check()
 
 

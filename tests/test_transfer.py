@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from course_lib import loop, training, transfer
+from course_lib import weights as weights_module
 from course_lib.cli import main
 from course_lib.core import CourseError, models, open_model
 from course_lib.data import load, pixels, resize, to_float
@@ -156,9 +157,9 @@ def test_weights_are_downloaded_checked_and_kept(tmp_path, monkeypatch):
         monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, *args, **options: fetch(
             f"http://127.0.0.1:{port}/{url.rpartition('/')[2]}", *args, **options))
         monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-        monkeypatch.setattr(transfer, "PACKAGES", ())
+        monkeypatch.setattr(weights_module, "PACKAGES", ())
         weights = next(w for w in published("mobilenet_v2") if w.file == found.name)
-        monkeypatch.setattr(transfer, "published", lambda name: [weights])
+        monkeypatch.setattr(weights_module, "published", lambda name: [weights])
         net, _ = pretrained("mobilenet_v2")
         server.shutdown()
     assert same(state(net), torch.load(found, weights_only=True))
