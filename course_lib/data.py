@@ -67,7 +67,7 @@ def _eight_bits(
     "Grey values as 8 bits: from 0..65535; if 32 bits wide also from 0..255; if floats also from 0..1."
     if not np.issubdtype(values.dtype, np.floating):
         small = values.dtype.itemsize > 2 and values.max() <= 255
-        return (values.clip(0, 65535) // (1 if small else 257)).astype(np.uint8)
+        return (values.clip(0, 65535) // (1 if small else 257)).astype(np.uint8)  # 65535 / 255 = 257
     most = values[np.isfinite(values)].max(initial=0)
     white = next((white for white in (1, 255) if most <= white), 65535)
     finite = np.nan_to_num(values, posinf=white, neginf=0)
@@ -93,6 +93,7 @@ def assign(
     Then, rarest class first, a split that lacks the class gets its nearest image among those that can be
     spared. Each split, in the order train, valid, test, keeps its own image of the class that drew the
     smallest number."""
+    # 1. each image draws its number, and the range that the number lies in is its split
     draws = {digest: uniform(digest, seed) for digest in labels}
     ranges = dict(test=(0, test), valid=(test, test + valid), train=(test + valid, 1))
     ranges = {split: (low, high) for split, (low, high) in ranges.items() if high > low}
@@ -100,9 +101,11 @@ def assign(
     def drawn(draw: float) -> str: return next(split for split in ranges if draw < ranges[split][1])
 
     chosen = {digest: drawn(draw) for digest, draw in draws.items()}
+    # 2. list the images of each class
     members = defaultdict(list)  # class -> its images, smallest number first
     for digest in sorted(labels, key=draws.get):
         for label in labels[digest]: members[label].append(digest)
+    # 3. class by class, the rarest first: see to it that train, valid and test have an image of it
     pinned = set()  # images that a class needs where they are
     for own in sorted(members.values(), key=lambda own: (len(own), own)):
         for split in reversed(ranges): _represent(own, split, ranges[split], draws, chosen, pinned)
@@ -111,11 +114,14 @@ def assign(
 # %% ../nbs/01_data.ipynb #b3551433
 def _represent(own: list[str], split: str, limits: tuple, draws: dict, chosen: dict, pinned: set) -> None:
     "See to it that `split` has an image of a class, if another split can spare one; it is then pinned there."
-    sizes = Counter(chosen[digest] for digest in own)
+    sizes = Counter(chosen[digest] for digest in own)  # how many images of the class each split has
+    # what may be borrowed: no pinned image, and never the last one that a split has
     spare = [digest for digest in own if digest not in pinned and sizes[chosen[digest]] > 1]
 
+    # how far the number of an image lies outside the range of `split`
     def distance(digest: str) -> float: return max(limits[0] - draws[digest], draws[digest] - limits[1], 0)
 
+    # borrow the closest image if `split` has none; then pin its image with the smallest number
     if not sizes[split] and spare: chosen[min(spare, key=distance)] = split
     pinned.update([digest for digest in own if chosen[digest] == split][:1])
 
@@ -190,7 +196,8 @@ def load(
 ) -> Splits:
     """The train, valid and test split of the data that `spec` names.
 
-    A name of `course data list` wins over a folder of that name here, which is `./streets`.
+    If a built-in data set and a folder have the same name, the built-in one is loaded; write `./streets` for
+    the folder. (`course data list` prints the built-in ones.)
     CourseError if the data is not there or cannot be used."""
     name, seed, options = parse_spec(spec, seed, options)
     if is_path(name): splits = readers["path"](name, seed, **options)
@@ -203,7 +210,9 @@ def parallel(
     items: list,      # what to work on
     what: str,        # the label of the progress bar
 ) -> Iterator:
-    "The results of `work`, in order, from one thread per processor. Decoders let go of Python's lock."
+    """The results of `work`, in order, from one thread per processor.
+
+    Python's threads mostly wait for each other, but while Pillow decodes, the others can go on."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from progress(pool.map(work, items), what, total=len(items), unit="images")
 
@@ -213,7 +222,7 @@ def resize(
     size: int,          # side of the square, in pixels
     fit: str = "crop",  # 'crop': shorter side to `size`, then the centre; 'squash': both sides to `size`
 ) -> np.ndarray:        # uint8 [size, size, 3]
-    "The image as a square, with antialiasing."
+    "The image as a square. Pixels are averaged as it shrinks, so that edges stay smooth (antialiasing)."
     if image.shape[:2] == (size, size): return image
     to_size = ImageOps.fit if fit == "crop" else Image.Image.resize
     return np.asarray(to_size(Image.fromarray(image), (size, size), Image.Resampling.BILINEAR))
@@ -352,7 +361,9 @@ def shift(
     pixels = min(pixels, h - 1, w - 1)
 
     def mirrored(n: int) -> torch.Tensor:
-        "Which of n rows or columns to show, from `pixels` before the first to `pixels` behind the last."
+        """Which of n rows or columns to show, from `pixels` before the first to `pixels` behind the last.
+
+        For n = 4 and pixels = 2: 2 1 0 1 2 3 2 1."""
         return n - 1 - (torch.arange(-pixels, n + pixels, device=images.device).abs() - (n - 1)).abs()
 
     wide = images.index_select(2, mirrored(h)).index_select(3, mirrored(w))

@@ -44,11 +44,13 @@ def plan(
     "What is where, in metres, whatever the size and the condition. CourseError for an unknown view."
     if view not in VIEWS: raise CourseError(f"streets has no view '{view}': choose from {', '.join(VIEWS)}")
     rng = Rng("streets", view, seed, split, index)
+    # 1. the road and the camera
     lanes = rng.integer(2, 4)
     lane = rng.uniform(3., 3.6)
     camera = _random_camera(rng)
     width = lanes * lane + rng.pick([0, 0, 2.2])  # some roads have a strip for parking
     scene = Scene(view, camera, lanes, lane, width, pavement=rng.uniform(1.8, 4.5), look=rng.word())
+    # 2. the vehicles, then trees, people and boxes on the pavements
     if view == "single": _add_subject(scene, rng, CLASSES[index % 5])
     else: _add_traffic(scene, rng)
     furnish(scene, Rng("things", view, seed, split, index), DIFFICULTY["clutter"])
@@ -69,20 +71,24 @@ def _random_camera(rng: Rng) -> Camera:
 def _add_subject(scene: Scene, rng: Rng, name: str) -> None:
     "A vehicle of the class `name`, of a wanted size at a wanted place in the image; then the road below it."
     camera = scene.camera
+    # 1. which vehicle, and how it is turned
     turn = rng.uniform(-.15, .15) if rng.chance(.8) else rng.uniform(-1.2, 1.2)
     vehicle = random_thing(rng, rng.pick(VEHICLES[name]), heading=rng.pick([0, math.pi]) + turn, name=name)
+    # 2. how large it is in the image, and so how far away
     long, tall, deep = vehicle.extent.tolist()
     angle = vehicle.heading - camera.yaw
     wide = abs(long * math.sin(angle)) + abs(deep * math.cos(angle))  # as the camera sees it
     small, large = DIFFICULTY["small"], DIFFICULTY["large"]
     span = small + (large - small) * rng.uniform() ** 2  # in image sides; small ones are more frequent
     depth = max(camera.focal * max(wide, tall) / span, long * .5 + deep + 1.)
+    # 3. where it is in the image, and the camera that sees it there
     edge = DIFFICULTY["edge"]
     aside = (rng.uniform(edge, 1 - edge) - .5) * depth / camera.focal
     camera.height = min(camera.height, .6 * depth / camera.focal)
     middle = rng.uniform(.3, .75)  # where the vehicle's middle would be, from the upper edge
     camera.horizon = min(max(middle - camera.focal * (camera.height - tall / 2) / depth, .08), .7)
     vehicle.x, vehicle.z = camera.to_ground(aside, depth)
+    # 4. the road below it, and in some images things in front of it
     scene.left = vehicle.x - (rng.integer(0, scene.lanes) + .5) * scene.lane + rng.uniform(-.5, .5)
     scene.vehicles.append(vehicle)
     for _ in range(rng.integer(1, 4) if rng.chance(DIFFICULTY["occlude"]) else 0):
@@ -94,6 +100,7 @@ def _add_subject(scene: Scene, rng: Rng, name: str) -> None:
 # %% ../nbs/02_streets.ipynb #0ea8a06c
 def _add_traffic(scene: Scene, rng: Rng) -> None:
     "Vehicles in the lanes and at the kerb, in sight, none inside another."
+    # 1. where the road is, how many vehicles are wanted, and how far away they may be
     multi = scene.view == "multi"
     along = abs(scene.camera.yaw) < .4
     # metres from the camera to the near edge of the road; below 0: the camera stands beside the road
@@ -101,6 +108,7 @@ def _add_traffic(scene: Scene, rng: Rng) -> None:
     scene.left = -across if scene.camera.yaw > 0 else across - scene.width
     wanted = rng.integer(1, 5 if multi else 8)
     far, smallest = (26, .16) if multi else (45, .06)  # metres; image sides
+    # 2. try places until there are enough vehicles, 80 times at most
     places = []
     for _ in range(80):
         if len(places) == wanted: break
@@ -116,6 +124,7 @@ def _add_traffic(scene: Scene, rng: Rng) -> None:
 def _somewhere(scene: Scene, rng: Rng, along: bool, far: float) -> tuple[Thing | None, float]:
     "A vehicle in a lane, or a two-wheeler at the kerb, and its distance; None if that is out of sight."
     camera = scene.camera
+    # 1. a lane and a direction; half of the two-wheelers stand at the kerb
     name = rng.pick(CLASSES)
     lane = rng.integer(0, scene.lanes)
     x = scene.left + (lane + .5) * scene.lane + rng.uniform(-.4, .4)
@@ -124,6 +133,7 @@ def _somewhere(scene: Scene, rng: Rng, along: bool, far: float) -> tuple[Thing |
         x = scene.left + rng.pick([0, scene.width]) + rng.uniform(-1.2, 1.2)
         heading += rng.uniform(-.5, .5)
     if rng.chance(.06): heading += rng.uniform(-1.5, 1.5)  # some turn
+    # 2. how far along the lane
     slope = (rng.uniform(.02, .98) - .5) / camera.focal  # of the ray through a column of the image
     if along:
         depth = rng.uniform(2, far)
