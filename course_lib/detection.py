@@ -8,7 +8,7 @@ __all__ = ['ERROR_KINDS', 'detections', 'place_in', 'CocoMetric', 'AveragePrecis
 # %% ../nbs/15_detection.ipynb #e9cf7581
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,8 +21,7 @@ from .data import DETECTION, Splits, resize
 from .ssd import SSD, multibox_loss
 from .loop import History, Job, learn
 from .training import Recipe, tasks
-from .predictors import (Architecture, about_training, load_weights, network, predictors,
-                                  save_weights)
+from .predictors import Architecture, Saved, about_training, network, predictors
 from .device import autocast, keep_memory
 from .weights import RAW
 from .transfer import stages, thaw
@@ -150,9 +149,8 @@ class Detection:
 
 # %% ../nbs/15_detection.ipynb #1752fa6a
 @dataclass
-class Detector:
+class Detector(Saved):
     "A trained detector, from images of any size to boxes in their pixels."
-    model: nn.Module
     classes: list[str]      # K names
     size: int               # side of the images that the model takes
     name: str               # in `networks`
@@ -160,6 +158,7 @@ class Detector:
     threshold: float = 0.5  # detections that are less probable are not shown
     about: dict = field(default_factory=dict)  # how it was made
     task: str = DETECTION
+    bundle_format: ClassVar[str] = "detector"
 
     def detect(self,
         images: Sequence[np.ndarray],  # uint8 [H, W, 3], of any sizes
@@ -187,41 +186,6 @@ class Detector:
         batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255  # [B, 3, S, S]
         with torch.inference_mode(), autocast(device.type), keep_memory():
             return {name: value.float().cpu() for name, value in self.model(batch).items()}
-
-    def save(self,
-        folder: Path,  # the bundle to write
-        **meta,        # arguments, seed, metrics, ...
-    ) -> Path:
-        "Write a bundle with the weights in `weights.safetensors`."
-        own = dict(
-            format="detector",
-            architecture=self.name,
-            network=self.arguments,
-            classes=list(self.classes),
-            task=self.task,
-            input_size=self.size,
-            threshold=self.threshold,
-            about=self.about,
-        )
-        return save_weights(folder, self.model, meta | own)
-
-    @classmethod
-    def load(cls,
-        bundle: Bundle,  # from `open_bundle`
-    ) -> "Detector":
-        "The detector in a bundle. CourseError if its architecture is unknown or its weights do not fit."
-        return load_weights(
-            bundle,
-            lambda model, meta: cls(
-                model,
-                meta["classes"],
-                meta["input_size"],
-                meta["architecture"],
-                meta["network"],
-                meta["threshold"],
-                meta["about"],
-            ),
-        )
 
 # %% ../nbs/15_detection.ipynb #93fb9803
 @formats.register("detector")
