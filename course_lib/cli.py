@@ -534,7 +534,10 @@ def _add_train(commands, model: str | None) -> None:
     _general_options(action)
     if not model: return
     action.prog += f" {model}"
-    add_options(action.add_argument_group(f"options of {model}"), models[model])
+    try: function = models[model]
+    except CourseError as why:
+        raise CourseError(f"{why}; or import your own: `course --import FILE train {model}`") from None
+    add_options(action.add_argument_group(f"options of {model}"), function)
 
 
 def _general_options(action) -> None:

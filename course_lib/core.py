@@ -79,12 +79,15 @@ class Registry(dict):
         name: str,  # the name users will type
         thing,      # what it stands for; another thing of that name is replaced, with a warning
     ) -> None:
-        "File `thing` under `name`."
+        """File `thing` under `name`. What comes from elsewhere stays when the library's own is imported
+        after it."""
         old, new = home_of(self.get(name)), home_of(thing)
         in_its_notebook = new.startswith("__main__.") and old.endswith(new.removeprefix("__main__"))
+        stays = name in self and not old.startswith("course_lib.") and new.startswith("course_lib.")
         if name in self and old != new and not in_its_notebook:
-            log.warning("%s '%s': %s replaces %s", self.kind, name, new, old)
-        self[name] = thing
+            winner, loser = (old, new) if stays else (new, old)
+            log.warning("%s '%s': %s replaces %s", self.kind, name, winner, loser)
+        if not stays: self[name] = thing
 
     def homes(self) -> dict[str, str]:
         "For each name that the library defines, its module: read from the source, without importing it."

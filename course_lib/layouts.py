@@ -400,7 +400,11 @@ def _usable(found: Survey) -> list[Item]:
     root, count = found.files.root, len(found.classes)
     if not items: raise CourseError(f"'{root}' holds no image that can be read: see `course data check`")
     if count < (2 if found.task == SINGLE else 1):
-        raise CourseError(f"'{root}' has {count} class: a classifier needs two or more")
+        about = layouts[found.layout].about
+        raise CourseError(
+            f"'{root}', read as {about}, has {count} class ({', '.join(found.classes)}): a classifier needs two "
+            "or more"
+        )
     return [item for item in items if item.split != UNLISTED]
 
 

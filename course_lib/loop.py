@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['measure', 'Checkpoint', 'unfinished', 'same_run', 'reserve', 'Losses', 'advice', 'History', 'Callback', 'Job', 'Task',
-           'Batched', 'Training', 'asked_for', 'fit', 'learn', 'learn_epoch', 'learn_batch', 'make_task',
+           'Batched', 'Training', 'asked_for', 'fit', 'learn', 'learn_epoch', 'learn_batch', 'make_task', 'check_loss',
            'initialize_from_data', 'micro_batches', 'refuse_scores', 'refuse_overflow', 'standard_callbacks',
            'files_of', 'MovingAverage', 'BestWeights', 'EarlyStopping', 'ProgressBar', 'Checkpointing', 'TensorBoard']
 
@@ -30,7 +30,7 @@ from .core import CourseError, progress
 from .device import (as_float, averaged, keep_memory, make_accelerator, own_randomness, seed_step,
                               share, training_layers)
 from .data import Images, Splits
-from .training import Classification, Loader, Recipe, learning_rate, optimizers, tasks
+from .training import Classification, Loader, Recipe, learning_rate, losses, optimizers, tasks
 
 # %% ../nbs/05b_loop.ipynb #b91749de
 @torch.no_grad()
@@ -254,13 +254,18 @@ class History:
     def plot(self):
         "A figure of losses, score and learning rate over the epochs."
         import matplotlib.pyplot as plt
-        fig, axes = plt.subplots(1, 3, figsize=(10, 2.4), layout="constrained")
-        for ax, names in zip(axes, (("train_loss", "valid_loss"), (self.score,), ("learning_rate",))):
-            for name in names:
-                ax.plot(
-                    [r["epoch"] for r in self.rows], [r.get(name, math.nan) for r in self.rows], label=name
-                )
-            ax.set(xlabel="epoch")
+        fig, axes = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained")
+        epochs = [row["epoch"] for row in self.rows]
+        panels = {
+            "loss": dict(train_loss="training images", valid_loss="validation images"),
+            self.score.replace("_", " "): {self.score: "validation images"},
+            "learning rate": dict(learning_rate="of the last step"),
+        }
+        for ax, (title, lines) in zip(axes, panels.items()):
+            for name, label in lines.items():
+                ax.plot(epochs, [row.get(name, math.nan) for row in self.rows], label=label)
+            ax.set(title=title, xlabel="epoch")
+            ax.xaxis.get_major_locator().set_params(integer=True)
             ax.legend(fontsize=8)
         return fig
 
@@ -513,7 +518,24 @@ def make_task(
     "The task of this data. A model with a `normalisation` of its own (mean, std) gets its images by that."
     task = tasks[splits.task](splits, input_size, recipe)
     task.mean, task.std = getattr(model, "normalisation", (task.mean, task.std))
+    if recipe.loss: check_loss(task)
     return task
+
+
+def check_loss(
+    task: Classification,
+) -> None:
+    "CourseError, before any training, if the recipe's loss does not take this task's logits and targets."
+    name, targets = task.recipe.loss, np.array(task.splits.train.targets[:2])
+    logits = torch.zeros(len(targets), len(task.splits.classes))
+    try: value = losses[name](logits, torch.from_numpy(targets), task.class_shares)
+    except (IndexError, RuntimeError, TypeError, ValueError) as why: problem = str(why).splitlines()[0]
+    else: problem = "" if getattr(value, "shape", None) == () else "it does not return one number"
+    if problem:
+        raise CourseError(
+            f"loss '{name}' is not for {task.splits.task} data ({problem}): a loss is called with logits "
+            "[B, K], targets and class_shares [K], and returns a mean"
+        )
 
 
 def initialize_from_data(

@@ -693,10 +693,10 @@ def definitions(
     "What it defines: for each `<dfn id=...>term</dfn>` of its prose the sentence around it, by the id."
     found = {}
     for text in prose(nb):
-        for match in _DFN.finditer(text):
-            paragraph = text[text.rfind("\n\n", 0, match.start()) + 1:].split("\n\n")[0]
-            sentences = re.split(r"(?<=[.!?:])\s+(?=[A-Z`*<$\[])", " ".join(paragraph.split()))
-            found[match["id"]] = next(sentence for sentence in sentences if match[0] in sentence)
+        for paragraph in text.split("\n\n"):
+            line = " ".join(paragraph.split())
+            for sentence in re.split(r"(?<=[.!?:])\s+(?=[A-Z`*<$\[])", line):
+                found |= {match["id"]: sentence for match in _DFN.finditer(sentence)}
     return found
 
 

@@ -17,16 +17,24 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def ran(request):
-    "Every notebook, run in the chosen profile, with trials of wrong answers behind its checks: {name: Run}."
+    """Every notebook that a selected test asks for, run in the chosen profile, with trials of wrong answers behind its
+    checks: {name: Run}."""
     def edit(nb, path): return with_trials(nb, wrong_answers(MUTANTS / f"{path.stem}.py"))
-    return request.config.stash.setdefault(COST, _run(request, "build/tests", edit=edit))
+    only = _asked_for(request, "ran")
+    return request.config.stash.setdefault(COST, _run(request, "build/tests", only=only, edit=edit))
 
 
 @pytest.fixture(scope="session")
 def blank(request):
-    "Every lesson's student edition, its solutions taken out, run in the chosen profile: {name: Run}."
-    only = [path.stem for path in LESSONS]
+    "The student editions, without solutions, of the lessons that a selected test asks for: {name: Run}."
+    only = _asked_for(request, "blank")
     return _run(request, "build/tests/blank", only=only, edit=lambda nb, path: student(nb))
+
+
+def _asked_for(request, fixture):
+    "The names of the notebooks on which the selected tests use a fixture."
+    items = [item for item in request.session.items if fixture in item.fixturenames]
+    return sorted({item.callspec.params["path"].stem for item in items})
 
 
 def _run(request, out, **how):
@@ -43,6 +51,7 @@ def pytest_terminal_summary(terminalreporter, config):
     profile = config.getoption("--profile")
     terminalreporter.section(f"cost of the notebooks in the {profile} profile, with the laptop profile's budget")
     for path in PATHS:
+        if path.stem not in runs: continue
         seconds, memory = budget(read(path))
         took, used = runs[path.stem].seconds, runs[path.stem].report.get("cost", {}).get("memory_mb", "?")
         terminalreporter.write_line(f"{path.stem:<18}{took:>6.1f} of {seconds:>3} s {used:>6} of {memory:>4} MB")

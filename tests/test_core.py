@@ -78,6 +78,18 @@ def test_a_second_registration_warns_and_wins(caplog):
     assert "other replaces" in record.getMessage()
 
 
+def test_what_comes_from_outside_stays_when_the_library_registers_the_same_name_later(caplog):
+    shapes = Registry("shape")
+    def mine(): return 4
+    def theirs(): return 5
+    theirs.__module__ = "course_lib.shapes"
+    shapes.register("square")(mine)
+    shapes.register("square")(theirs)
+    assert shapes["square"] is mine
+    [record] = caplog.records
+    assert "mine replaces course_lib.shapes" in record.getMessage()
+
+
 def test_within_names_the_option():
     within(0, 1, dropout=0.5, other=0)
     for value in (1.5, "half", None, float("nan")):

@@ -95,7 +95,7 @@ def test_anatomy(path):
     nb = read(path)
     first, code = nb["cells"][0], [source(cell) for cell in code_cells(nb)]
     assert (first["cell_type"], source(first).split(" · ")[0]) == ("markdown", f"# {number_of(path)}")
-    assert "seed" in parameters(nb)
+    assert "seed" in parameters(nb), "the first code cell needs the tag `parameters`, and a line `seed = 0`"
     assert "report(" in code[-1] and all(budget(nb)), "the last cell says '# budget: N seconds, N MB' and reports"
     for text in code: ast.parse(text)
 

@@ -4,6 +4,7 @@ import math
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,12 +20,13 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from course_lib import device, loop, predictors
 from course_lib.cli import main
-from course_lib.core import CourseError, models, networks, open_model
+from course_lib.core import CourseError, import_file, models, networks, open_model
 from course_lib.data import SINGLE, Images, Splits, load, pixels
 from course_lib.evaluation import evaluate, recorded
-from course_lib.training import Classification, Recipe, learning_rate, schedules, tasks
+from course_lib.training import Classification, Recipe, learning_rate, losses, schedules, tasks
 from course_lib.loop import Callback, Job, fit, learn, measure
 from course_lib.multilabel import MultiLabel
+from course_lib.notebooks import checkout
 from course_lib.predictors import arguments_of, extends
 
 CALM = dict(batch_size=16, seed=3)
@@ -568,6 +570,36 @@ def test_a_loss_that_is_not_finite_has_an_address(splits):
     files = tasks[SINGLE](splits, 32, recipe).loader(splits.train, torch.device("cpu"), True).files(1, 2)
     with pytest.raises(CourseError) as error: fit(Poisoned(), splits, recipe, 32)
     for part in ("epoch 2, step 3", "0.01", ", ".join(files[:4]), f"{len(files) - 4} more", "Try"): assert part in str(error.value)
+
+
+def test_the_network_and_the_loss_of_the_contributing_page_work(splits, tmp_path):
+    page = (checkout() / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    for mark in ("@network(", "@losses.register("):
+        [example] = [block for block in blocks if mark in block]
+        path = tmp_path / f"own_{len(example)}.py"
+        path.write_text(example)
+        import_file(path)
+    made = models["mine"](splits, epochs=1, width=4, loss="mine")
+    again = open_model(made.save(tmp_path / "b"))
+    images = np.array(pixels(splits.test, made.size))
+    assert np.array_equal(made.predict_proba(images), again.predict_proba(images))
+
+
+def no_shares(logits, targets): return logits.mean()
+def no_mean(logits, targets, class_shares): return logits.sum(1)
+
+
+@pytest.mark.parametrize("loss, why", [("bce", "single-label"), ("no-shares", "takes 2 positional arguments"),
+                                       ("no-mean", "does not return one number")])
+def test_a_loss_that_cannot_work_is_one_line_before_training(splits, monkeypatch, loss, why):
+    monkeypatch.setitem(losses, "no-shares", no_shares)
+    monkeypatch.setitem(losses, "no-mean", no_mean)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
+    before = model[1].weight.clone()
+    with pytest.raises(CourseError, match=f"loss '{loss}' is not for .*{why}"):
+        fit(model, splits, Recipe(epochs=1, loss=loss), 32)
+    assert torch.equal(model[1].weight, before)
 
 
 def test_losses_looked_at_in_groups_still_name_the_batch(splits):
