@@ -188,7 +188,7 @@ def evaluate_bundle(args) -> int:
     "Measure a bundle on a split."
     refuse_unknown(args.data)
     from course_lib.data import load
-    from course_lib.combine import in_order
+    from course_lib.combine import reorder_classes
     bundle = open_bundle(args.bundle)
     predictor, meta = model_in(bundle), bundle.meta
     splits = load(args.data, seed=meta.get("seed", 0) if args.seed is None else args.seed)
@@ -208,7 +208,7 @@ def evaluate_bundle(args) -> int:
         )
     elif args.split == "train" or args.split == "valid" and learnt_from_valid(meta):
         print("note: the model has learnt from these images", file=sys.stderr)
-    result = evaluators[splits.task](predictor, in_order(splits[args.split], predictor.classes))
+    result = evaluators[splits.task](predictor, reorder_classes(splits[args.split], predictor.classes))
     if args.json: print(json.dumps(dict(data=args.data, split=args.split, **result), indent=2))
     else: print(score_table(result))
     return 0

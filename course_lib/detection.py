@@ -24,7 +24,7 @@ from .training import Recipe, tasks
 from .predictors import Architecture, Saved, about_training, network, predictors
 from .device import autocast, keep_memory
 from .weights import RAW
-from .transfer import stages, thaw
+from .transfer import stages, unfreeze
 from .scenes import Scenes
 
 # %% ../nbs/15_detection.ipynb #e4f97c68
@@ -257,23 +257,23 @@ def best_threshold(
 
 # %% ../nbs/15_detection.ipynb #f6895e76
 def learn_detector(
-    job: Job,                     # its model is an `SSD`
-    weights: str = "published",   # of the backbone, or none: random ones
-    frozen: int = 1,              # so many of the backbone's four stages keep their published weights
-    backbone_rate: float = 0.3,   # the learning rate of the others, as a share of the head's
+    job: Job,                        # its model is an `SSD`
+    weights: str = "published",      # of the backbone, or none: random ones
+    frozen: int = 1,                 # so many of the backbone's four stages keep their published weights
+    backbone_lr_scale: float = 0.3,  # the learning rate of the others, as a share of the head's
 ) -> History:
     """Load the backbone's weights, keep some, let the others learn more slowly than the head. CourseError:
     they are not available."""
     if weights not in ("published", "none"): raise CourseError(f"weights={weights}: use published or none")
-    within(0, 10, backbone_rate=backbone_rate)
+    within(0, 10, backbone_lr_scale=backbone_lr_scale)
     model = job.model
     groups = stages(model.maps.features)
     if not 0 <= frozen <= len(groups):
         raise CourseError(f"frozen={frozen}: the backbone has {len(groups)} stages")
     if weights == "published":
         model.load()
-        thaw(model.maps.features, groups, len(groups) - frozen)
-        for p in model.maps.features.parameters(): p.lr_scale = backbone_rate
+        unfreeze(model.maps.features, groups, len(groups) - frozen)
+        for p in model.maps.features.parameters(): p.lr_scale = backbone_lr_scale
     history = learn(job)
     model.requires_grad_(True).eval()
     return history
@@ -297,8 +297,9 @@ def trained_detector(
     return trained
 
 # %% ../nbs/15_detection.ipynb #1a304d65
-@network("ssd", learn_detector, tasks=(DETECTION,), input_size=320, unused=("label_smoothing", "progressive"),
-         epochs=60, batch_size=8, learning_rate=0.001, weight_decay=0.01, augment="ssd", clip=10.0)
+@network("ssd", learn_detector, tasks=(DETECTION,), input_size=320,
+         unused=("label_smoothing", "progressive_resizing"), epochs=60, batch_size=8, learning_rate=0.001,
+         weight_decay=0.01, augment="ssd", grad_clip=10.0)
 def ssd(
     classes: int,                    # K, without the background
     input_size: int = 320,

@@ -229,10 +229,10 @@ class HybridModel(Transfer):
 
 # %% ../nbs/12_hybrid.ipynb #daaa381b
 def learn_hybrid(
-    job: Job,                    # its model is a `HybridModel`, or another with a `backbone` and a `head`
-    strategy: str = "full",      # frozen: bridge and classifier; progressive: stage by stage; full: all
-    weights: str = "published",  # published, or none: random ones
-    stage_decay: float = 0.9,    # learning rate of a stage, as a share of that of the next
+    job: Job,                     # its model is a `HybridModel`, or another with a `backbone` and a `head`
+    strategy: str = "full",       # frozen: bridge and classifier; progressive: stage by stage; full: all
+    weights: str = "published",   # published, or none: random ones
+    stage_lr_decay: float = 0.9,  # learning rate of a stage, as a share of that of the next
 ) -> History:
     "Train a model. CourseError if weights are not available, or if a step would see a single image."
     if weights not in ("published", "none"): raise CourseError(f"weights={weights}: use published or none")
@@ -241,7 +241,7 @@ def learn_hybrid(
     job = replace(job, task=job.task or make_task(job.model, job.splits, job.input_size, job.recipe))
     if plan: refuse_single(len(job.splits.train), job.recipe)
     begin(job, weights)
-    return follow(plan, job, groups, stage_decay, None if plan else job.recipe)
+    return follow(plan, job, groups, stage_lr_decay, None if plan else job.recipe)
 
 # %% ../nbs/12_hybrid.ipynb #a729339d
 def begin(
@@ -270,7 +270,7 @@ def refuse_single(
     )
 
 
-@network("hybrid", learn_hybrid, epochs=10, batch_size=32, learning_rate=0.001, clip=1.0)
+@network("hybrid", learn_hybrid, epochs=10, batch_size=32, learning_rate=0.001, grad_clip=1.0)
 def hybrid(
     classes: int,                    # K
     backbone: str = "mobilenet_v2",  # or a mobilenet_v3, or ssdlite320_mobilenet_v3_large

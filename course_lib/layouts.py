@@ -402,8 +402,8 @@ def _usable(found: Survey) -> list[Item]:
     if count < (2 if found.task == SINGLE else 1):
         about = layouts[found.layout].about
         raise CourseError(
-            f"'{root}', read as {about}, has {count} class ({', '.join(found.classes)}): a classifier needs two "
-            "or more"
+            f"'{root}', read as {about}, has {count} class ({', '.join(found.classes)}): a classifier "
+            "needs two or more"
         )
     return [item for item in items if item.split != UNLISTED]
 

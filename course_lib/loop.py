@@ -192,7 +192,7 @@ class Losses:
         return (
             f"the loss became {value} in epoch {epoch + 1}, step {step + 1}, at a learning rate of "
             f"{rate:.2g}; the batch: "
-            f"{shown}. Try a learning rate ten times lower, warm-up, clip=1 or fp32; look at these files "
+            f"{shown}. Try a learning rate ten times lower, warm-up, grad_clip=1 or fp32; see these files "
             "with "
             "`course data check`"
         )
@@ -504,7 +504,7 @@ def learn_batch(
             piece = run.task.loss(outputs, targets[part]) * share_of_batch
             accelerator.backward(piece)
         loss = loss + piece.detach()
-    if recipe.clip: accelerator.clip_grad_norm_(run.model.parameters(), recipe.clip)
+    if recipe.grad_clip: accelerator.clip_grad_norm_(run.model.parameters(), recipe.grad_clip)
     run.optimizer.step()
     return loss
 
@@ -581,7 +581,8 @@ def refuse_overflow(
     "CourseError if no gradient has been finite for so long that the scaler has nothing left to give."
     if scaler is None or not scaler.is_enabled() or scaler.get_scale() >= 1: return
     raise CourseError(
-        "fp16: the gradients are not finite, step after step: use fp32, bf16, clip=1 or a lower learning rate"
+        "fp16: the gradients are not finite, step after step: use fp32, bf16, grad_clip=1 or a lower "
+        "learning rate"
     )
 
 
@@ -594,7 +595,7 @@ def _finite(
     if math.isfinite(loss): return loss
     raise CourseError(
         f"the validation loss became {loss} in epoch {epoch + 1}, at a learning rate of {rate:.2g}: "
-        "try a learning rate ten times lower, warm-up, clip=1 or fp32"
+        "try a learning rate ten times lower, warm-up, grad_clip=1 or fp32"
     )
 
 # %% ../nbs/05b_loop.ipynb #9c15d22d

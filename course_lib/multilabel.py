@@ -187,7 +187,7 @@ def evaluate_labels(
 
 # %% ../nbs/10_multilabel.ipynb #aecbc051
 @network("multilabel", learn_multilabel, find_thresholds, epochs=10, batch_size=32, learning_rate=0.001,
-         clip=1.0)
+         grad_clip=1.0)
 def multilabel(
     classes: int,                    # K
     backbone: str = "mobilenet_v2",  # of torchvision's classifiers that end in a linear layer, or timm:NAME

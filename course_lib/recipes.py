@@ -139,7 +139,7 @@ class SpeedNet(nn.Module):
         return self.head(x.amax((2, 3))) / 9           # [B, K]
 
 
-@network("speedrun", epochs=10, batch_size=500, label_smoothing=0.2, progressive=0.6,
+@network("speedrun", epochs=10, batch_size=500, label_smoothing=0.2, progressive_resizing=0.6,
          augment="alternate,nudge", **{**MUON, "learning_rate": 0.12})
 def speedrun(
     classes: int,         # K

@@ -162,27 +162,27 @@ def sgd(
 @dataclass(frozen=True)
 class Recipe:
     "How to train: what decides a run besides model and data. CourseError for values that make no sense."
-    epochs: int = 30                  # passes through the training images
-    batch_size: int = 64              # images behind each step of the optimizer, over all processes
-    learning_rate: float = 0.003      # the highest that the schedule reaches
-    weight_decay: float = 0.05        # pull of the weights towards 0; biases and normalization are spared
-    loss: str = ""                    # a name in `losses`; by default the task's own
-    optimizer: str = "adamw"          # adamw, or sgd with Nesterov momentum
-    momentum: float = 0.9             # of sgd, 0..1
-    schedule: str = "onecycle"        # constant, cosine, linear, onecycle, or plateau (a tenth when stuck)
-    warmup: float = 0.0               # epochs in which the learning rate climbs from 0
-    plateau_patience: int = 3         # epochs without a better score before plateau lowers the learning rate
-    label_smoothing: float = 0.0      # share of each target that is spread over all classes, 0..1
-    augment: str = "flip,shift"       # changes to the training images, joined by commas, in this order
-    progressive: float = 1.0          # side of the first epoch's images, as a share of the whole; grows to 1
-    clip: float = 0.0                 # gradients longer than this are shortened to it; 0: none
-    accumulate: int = 1               # parts in which a batch is worked through, to save memory
-    precision: str = "auto"           # fp32, bf16, fp16, or auto: the fastest that is safe on the device
-    channels_last: bool = True        # channels next to each other in memory: faster convolutions
-    ema: float = 0.0                  # decay of the moving average of the weights, 0..1; 0: none
-    early_stopping_patience: int = 0  # epochs without a better score before training stops; 0: never
-    keep: str = "last"                # weights in the end: the last, or the best on the validation split
-    seed: int = 0                     # of weights, order and augmentation
+    epochs: int = 30                   # passes through the training images
+    batch_size: int = 64               # images behind each step of the optimizer, over all processes
+    learning_rate: float = 0.003       # the highest that the schedule reaches
+    weight_decay: float = 0.05         # pull of the weights towards 0; biases and normalization are spared
+    loss: str = ""                     # a name in `losses`; by default the task's own
+    optimizer: str = "adamw"           # adamw, or sgd with Nesterov momentum
+    momentum: float = 0.9              # of sgd, 0..1
+    schedule: str = "onecycle"         # constant, cosine, linear, onecycle, or plateau (a tenth when stuck)
+    warmup: float = 0.0                # epochs in which the learning rate climbs from 0
+    plateau_patience: int = 3          # epochs without a better score before plateau lowers the learning rate
+    label_smoothing: float = 0.0       # share of each target that is spread over all classes, 0..1
+    augment: str = "flip,shift"        # changes to the training images, joined by commas, in this order
+    progressive_resizing: float = 1.0  # side of the first epoch's images, as a share of the whole; grows to 1
+    grad_clip: float = 0.0             # gradients longer than this are shortened to it; 0: none
+    accumulate: int = 1                # parts in which a batch is worked through, to save memory
+    precision: str = "auto"            # fp32, bf16, fp16, or auto: the fastest that is safe on the device
+    channels_last: bool = True         # channels next to each other in memory: faster convolutions
+    ema: float = 0.0                   # decay of the moving average of the weights, 0..1; 0: none
+    early_stopping_patience: int = 0   # epochs without a better score before training stops; 0: never
+    keep: str = "last"                 # weights in the end: the last, or the best on the validation split
+    seed: int = 0                      # of weights, order and augmentation
 
     def __post_init__(self):
         _check_numbers(self)
@@ -194,7 +194,7 @@ def _check_numbers(recipe: Recipe) -> None:
     limits = dict(
         epochs=(1, 1e9), batch_size=(1, 1e9), accumulate=(1, recipe.batch_size), learning_rate=(0, 1e6),
         weight_decay=(0, 1e6), momentum=(0, 1), warmup=(0, recipe.epochs), plateau_patience=(0, 1e9),
-        label_smoothing=(0, 1), progressive=(0.1, 1), clip=(0, 1e9), ema=(0, 1),
+        label_smoothing=(0, 1), progressive_resizing=(0.1, 1), grad_clip=(0, 1e9), ema=(0, 1),
         early_stopping_patience=(0, 1e9), seed=(0, 2**62))
     for name, (low, high) in limits.items(): within(low, high, **{name: getattr(recipe, name)})
     for one in fields(recipe):
@@ -376,5 +376,5 @@ def side_at(
     "The side of the images in an epoch: small at first, 16 at least, whole in the last quarter and epoch."
     grown = min(1.0, epoch / (0.75 * recipe.epochs))
     if epoch == recipe.epochs - 1: grown = 1.0
-    share = recipe.progressive + (1 - recipe.progressive) * grown
+    share = recipe.progressive_resizing + (1 - recipe.progressive_resizing) * grown
     return max(min(side, LEAST), round(side * share))

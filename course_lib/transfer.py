@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['take_head', 'last_linear', 'Backbone', 'embeddings', 'embed', 'fused', 'fingerprint', 'Embedded', 'Vectors',
-           'learn_head', 'Transfer', 'stages', 'chain', 'thaw', 'phases', 'learn_transfer', 'part_of', 'briefer',
+           'learn_head', 'Transfer', 'stages', 'chain', 'unfreeze', 'phases', 'learn_transfer', 'part_of', 'briefer',
            'follow', 'step', 'joined', 'transfer']
 
 # %% ../nbs/09_transfer.ipynb #8db47026
@@ -24,7 +24,7 @@ from .data import Images, pixels, to_float
 from .loop import History, Job, learn, make_task
 from .training import Recipe
 from .device import autocast, device_of, half_type, keep_memory, share
-from .predictors import network, views_of
+from .predictors import network, tta_views
 from .weights import RAW, build, pretrained, published
 
 # %% ../nbs/09_transfer.ipynb #b228683f
@@ -92,7 +92,7 @@ def embeddings(
     backbone: Backbone,
     dataset: Images,
     input_size: int,      # side of the images in pixels
-    views: int = 1,       # of each image, 1, 2 or 6: see `views_of`
+    views: int = 1,       # of each image, 1, 2 or 6: see `tta_views`
     device: str = "auto", # cpu, cuda, mps, or auto: the best there is
     precision: str = "auto",  # as in a recipe
 ) -> np.ndarray:          # float32 [N, views, width], memory-mapped, read only
@@ -124,7 +124,7 @@ def embed(
         for start in progress(range(0, len(images), 50), "embedding", unit="batches"):
             batch = torch.from_numpy(np.array(images[start:start + 50])).to(device).permute(0, 3, 1, 2)
             # views of [B, width]
-            seen = [backbone(view) for view in views_of(to_float(batch, *RAW), views)]
+            seen = [backbone(view) for view in tta_views(to_float(batch, *RAW), views)]
             found.append(torch.stack(seen, 1).float().cpu().numpy())
             if not np.isfinite(found[-1]).all():
                 raise CourseError("the embeddings are not finite: use precision=fp32")
@@ -214,7 +214,7 @@ def learn_head(
     def vectors(dataset, views):
         return embeddings(model.backbone, dataset, job.input_size, views, job.device, recipe.precision)
     known = {splits.train.key: vectors(splits.train, views), splits.valid.key: vectors(splits.valid, 1)}
-    recipe = replace(recipe, precision="fp32", progressive=1.0, accumulate=1)
+    recipe = replace(recipe, precision="fp32", progressive_resizing=1.0, accumulate=1)
     return learn(replace(job, model=model.head, recipe=recipe, task=Embedded(job.task, known, recipe)))
 
 # %% ../nbs/09_transfer.ipynb #41b52125
@@ -281,7 +281,7 @@ def chain(
     return parts
 
 
-def thaw(
+def unfreeze(
     backbone: Backbone,
     groups: list,        # from `stages`
     last: int,           # so many stages learn, counted from the end; the others are frozen
@@ -306,23 +306,23 @@ def phases(
 
 # %% ../nbs/09_transfer.ipynb #fbfc4be2
 def learn_transfer(
-    job: Job,                    # its model is a `Transfer`
-    strategy: str = "full",      # frozen: the head alone learns; progressive: one stage more at a time; full
-    weights: str = "published",  # published, or none: random ones
-    head_epochs: int = 20,       # of the head alone, on embeddings that are computed once
-    head_rate: float = 0.003,    # learning rate of the head alone
-    stage_decay: float = 0.9,    # learning rate of a stage, as a share of that of the next
+    job: Job,                     # its model is a `Transfer`
+    strategy: str = "full",       # frozen: the head alone learns; progressive: one stage more at a time; full
+    weights: str = "published",   # published, or none: random ones
+    head_epochs: int = 20,        # of the head alone, on embeddings that are computed once
+    head_lr: float = 0.003,       # learning rate of the head alone
+    stage_lr_decay: float = 0.9,  # learning rate of a stage, as a share of that of the next
 ) -> History:
     """Train the head, then as much of the backbone as the strategy says. CourseError if the weights are
     not available."""
     if weights not in ("published", "none"): raise CourseError(f"weights={weights}: use published or none")
-    within(0, 1, stage_decay=stage_decay)
+    within(0, 1, stage_lr_decay=stage_lr_decay)
     groups = [] if strategy == "frozen" else stages(job.model.backbone)
     plan = phases(strategy, len(groups), job.recipe.epochs)
     if weights == "published": job.model.backbone.load()
     job = replace(job, task=job.task or make_task(job.model, job.splits, job.input_size, job.recipe))
-    alone = replace(job.recipe, epochs=head_epochs, learning_rate=head_rate, warmup=0.0)
-    return follow(plan, job, groups, stage_decay, alone)
+    alone = replace(job.recipe, epochs=head_epochs, learning_rate=head_lr, warmup=0.0)
+    return follow(plan, job, groups, stage_lr_decay, alone)
 
 # %% ../nbs/09_transfer.ipynb #1a837495
 def part_of(
@@ -346,14 +346,14 @@ def follow(
     plan: list[tuple[int, int]],  # of `phases`
     job: Job,                     # its model has a `backbone` and a `head`
     groups: list,                 # the backbone's stages
-    stage_decay: float,           # learning rate of a stage, as a share of that of the next
+    stage_lr_decay: float,        # learning rate of a stage, as a share of that of the next
     head: Recipe | None,          # by which the head alone learns first; None: not at all
 ) -> History:
     "Train the head, then so many stages, for so many epochs, as the plan says."
     model = job.model
     done = [step(part_of(job, "head", head), learn_head)] if head else []
     for last, epochs in plan:
-        thaw(model.backbone, groups, last, stage_decay)
+        unfreeze(model.backbone, groups, last, stage_lr_decay)
         done.append(step(part_of(job, f"last-{last}", briefer(job.recipe, epochs)), learn))
     model.requires_grad_(True).to(next(model.head.parameters()).device).eval()
     for path in Path(job.folder).glob("*/done.pt") if job.folder else (): path.unlink(missing_ok=True)
@@ -389,7 +389,7 @@ def joined(
     return replace(histories[-1], rows=[dict(row, epoch=i + 1) for i, row in enumerate(rows)])
 
 
-@network("transfer", learn_transfer, epochs=10, batch_size=32, learning_rate=0.001, clip=1.0)
+@network("transfer", learn_transfer, epochs=10, batch_size=32, learning_rate=0.001, grad_clip=1.0)
 def transfer(
     classes: int,                    # K
     backbone: str = "mobilenet_v2",  # of torchvision's classifiers that end in a linear layer, or timm:NAME

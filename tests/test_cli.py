@@ -114,7 +114,7 @@ def test_mistakes_end_in_one_line(words, says, capsys, tmp_path, monkeypatch):
     (["densenet", "--layers", "0"], "layers=0"),
     (["cnn", "--input-size", "0"], "input_size=0"),
     (["transfer", "--enlarge", "-5", "--weights", "none"], "enlarge=-5"),
-    (["transfer", "--stage-decay", "-1", "--weights", "none"], "stage_decay=-1"),
+    (["transfer", "--stage-lr-decay", "-1", "--weights", "none"], "stage_lr_decay=-1"),
 ])
 def test_numbers_that_make_no_sense_are_refused_before_training(words, says, tmp_path, capsys):
     assert main(["train", *words, "--out", str(tmp_path / "b")]) == 2
@@ -183,7 +183,7 @@ def test_evaluate_does_not_mind_another_order_of_classes(digits, bundle, capsys,
     load = data.load
     def turned(spec, **how):
         found = load(spec, **how)
-        part = combine.in_order(found.test, found.classes[::-1])
+        part = combine.reorder_classes(found.test, found.classes[::-1])
         assert [part.classes[k] for k in part.targets] == [found.classes[k] for k in found.test.targets]
         return replace(found, test=part, classes=part.classes)
     results = []

@@ -599,7 +599,7 @@ def test_images_can_be_pickled(packed, tmp_path):
     "Whatever stands behind them: spawned workers, Windows and Python 3.14 need it."
     folder = class_folders(tmp_path / "data")
     splits = data.load(zipped(folder, tmp_path / "data.zip") if packed else folder)
-    whole = combine.join(splits.train, splits.valid)
+    whole = combine.concat(splits.train, splits.valid)
     for images in (splits.train, splits.train.subset([1, 0]), splits.train.subset([3, 1]).subset([1]), whole, whole.subset([len(whole) - 1, 0])):
         again = pickle.loads(pickle.dumps(images))
         assert (again.names, again.targets, again.key) == (images.names, images.targets, images.key)
@@ -619,11 +619,11 @@ def test_classes_take_the_order_that_a_model_knows():
     part = made_up_splits().train
     single = replace(part, names=["0", "1"], classes=["cat", "dog", "emu"], targets=[0, 2])
     order = ["emu", "cat", "dog"]
-    assert combine.in_order(single, order).targets == [1, 0] and combine.in_order(single, order).classes == order
+    assert combine.reorder_classes(single, order).targets == [1, 0] and combine.reorder_classes(single, order).classes == order
     multi = replace(single, task=data.MULTI, targets=[np.array([1, 0, 1], np.float32)] * 2)
-    assert combine.in_order(multi, order).targets[0].tolist() == [1, 1, 0]
+    assert combine.reorder_classes(multi, order).targets[0].tolist() == [1, 1, 0]
     boxes = replace(single, task=data.DETECTION, targets=[dict(labels=np.array([1, 3]), boxes=np.zeros((2, 4)))] * 2)
-    assert combine.in_order(boxes, order).targets[0]["labels"].tolist() == [2, 1]
+    assert combine.reorder_classes(boxes, order).targets[0]["labels"].tolist() == [2, 1]
 
 
 def test_augmentation_agrees_with_torchvision():

@@ -385,7 +385,7 @@ def test_same_seed_same_weights_and_a_resumed_run_too(streets, trained, tmp_path
         return loss(self, outputs, targets)
     monkeypatch.setattr(Detection, "loss", failing)
     with pytest.raises(KeyboardInterrupt): models["ssd"](streets, **TINY, folder=tmp_path / "run")
-    for name, value in dict(backbone_rate=0.9, smallest=0.2, frozen=4, weights="published").items():
+    for name, value in dict(backbone_lr_scale=0.9, smallest=0.2, frozen=4, weights="published").items():
         with pytest.raises(CourseError, match=name):
             models["ssd"](streets, **{**TINY, name: value}, folder=tmp_path / "run", resume=True)
     again = models["ssd"](streets, **TINY, folder=tmp_path / "run", resume=True)

@@ -1,4 +1,4 @@
-"Several backbones together: joined heads, votes, judges, and what decides about them."
+"Several backbones together: joined heads, votes, meta-learners, and what decides about them."
 import itertools
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from course_lib import device, ensembles
 from course_lib.cli import main
 from course_lib.core import CourseError, models, open_model
 from course_lib.data import load, pixels, to_float
-from course_lib.ensembles import Regularized, Together, joins, judge, said_by, vote_weights
+from course_lib.ensembles import MLPHead, ConcatBackbones, joins, meta_learner, member_log_probs, vote_weights
 from course_lib.evaluation import evaluate
 from course_lib.weights import RAW
 from course_lib.transfer import Backbone, embed, learn_transfer
@@ -25,7 +25,7 @@ TINY = dict(members=",".join(MEMBERS), enlarge=32, input_size=32, weights="none"
 def splits(): return load("streets?n=40&valid=30&test=20&size=32")
 
 
-def opinions(seed, M=3, N=50, K=4):
+def log_probs(seed, M=3, N=50, K=4):
     "Logarithms of probabilities, [M, N, K], the first member better than the others, and the truth, [N]."
     rng = np.random.default_rng(seed)
     truth, z = rng.integers(K, size=N), rng.normal(size=(M, N, K))
@@ -43,7 +43,7 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[name], b[name]
 
 def test_together_says_what_each_says(splits):
     parts = [Backbone(name, 32) for name in MEMBERS]
-    both, images = Together(parts).eval(), np.array(pixels(splits.test, 32))
+    both, images = ConcatBackbones(parts).eval(), np.array(pixels(splits.test, 32))
     batch = to_float(torch.from_numpy(images).permute(0, 3, 1, 2), *RAW)
     with torch.inference_mode(): expected = torch.cat([part(batch) for part in parts], 1)
     with torch.inference_mode(): assert torch.equal(both(batch), expected)
@@ -63,7 +63,7 @@ def test_a_whole_backbone_keeps_its_head(name):
 
 def test_the_regularized_head_is_as_described():
     "Each embedding to 1024 with LayerNorm and dropout 0.5, then 2048 to 1024 to 512 to the classes."
-    head = Regularized([1280, 576], 3)
+    head = MLPHead([1280, 576], 3)
     linear = [(m.in_features, m.out_features) for m in head.modules() if isinstance(m, nn.Linear)]
     assert linear == [(1280, 1024), (576, 1024), (2048, 1024), (1024, 512), (512, 3)]
     kinds = [type(m).__name__ for m in head.project[0]]
@@ -79,7 +79,7 @@ def test_the_regularized_head_is_as_described():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_other_weights_make_the_truth_likelier(seed):
-    said, truth = opinions(seed)
+    said, truth = log_probs(seed)
     likelihood = lambda w: np.log(np.tensordot(w, np.exp(said), 1)[np.arange(50), truth]).mean()
     found = vote_weights(said, truth, rounds=3000)
     assert np.isclose(found.sum(), 1) and (found >= 0).all() and found.argmax() == 0
@@ -88,35 +88,35 @@ def test_no_other_weights_make_the_truth_likelier(seed):
 
 
 @pytest.mark.parametrize("K", [2, 3, 4])
-def test_the_judge_is_scikit_learns(K):
-    said, truth = opinions(0, K=K)
-    weight, bias = judge(said, truth)
+def test_the_meta_learner_is_scikit_learns(K):
+    said, truth = log_probs(0, K=K)
+    weight, bias = meta_learner(said, truth)
     flat = said.transpose(1, 0, 2).reshape(50, -1)
     theirs = LogisticRegression(C=0.1, max_iter=2000).fit(flat, truth).predict_proba(flat)
     assert np.allclose(torch.tensor(flat @ weight.T + bias).softmax(1), theirs, atol=1e-6)
 
 
-def test_the_judge_never_names_a_class_it_has_not_seen():
-    said, truth = opinions(0)
+def test_the_meta_learner_never_names_a_class_it_has_not_seen():
+    said, truth = log_probs(0)
     for left in ([0, 1, 3], [0, 3]):
         kept = np.isin(truth, left)
-        weight, bias = judge(said[:, kept], truth[kept])
+        weight, bias = meta_learner(said[:, kept], truth[kept])
         assert set((said.transpose(1, 0, 2).reshape(50, -1) @ weight.T + bias).argmax(1)) <= set(left)
-    with pytest.raises(CourseError, match="one class only"): judge(said, np.zeros(50, int))
+    with pytest.raises(CourseError, match="one class only"): meta_learner(said, np.zeros(50, int))
 
 
 def test_votes_by_hand():
     said = torch.log(torch.tensor([[[0.9, 0.1]], [[0.2, 0.8]]]))  # [2, 1, 2]
     for join, expected in (("vote", [[0.55, 0.45]]), ("weighted", [[0.76, 0.24]])):
         model = joins[join](MEMBERS, 2, 32)
-        model.opinions = lambda images: said
+        model.log_probs = lambda images: said
         if join == "weighted": model.shares.copy_(torch.tensor([0.8, 0.2]))
         assert torch.allclose(model(None).exp(), torch.tensor(expected))
     model = joins["stack"](MEMBERS, 2, 32)
-    model.opinions = lambda images: said
+    model.log_probs = lambda images: said
     with torch.no_grad():
-        model.judge.weight.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 1.0]]))
-        model.judge.bias.zero_()
+        model.meta_learner.weight.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 1.0]]))
+        model.meta_learner.bias.zero_()
         assert torch.allclose(model(None).exp(), torch.tensor([[0.9, 0.8]])), "first member's first class, second's second"
 
 
@@ -140,7 +140,7 @@ def test_it_comes_back_to_the_bit_in_float32_too(splits, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("join", ["vote", "weighted", "stack"])
 def test_joining_is_settled_on_validation_images_alone(splits, join):
-    "Other test labels change nothing; other validation labels change the judge and the weights, but no member."
+    "Other test labels change nothing; other validation labels change the meta-learner and the weights, but no member."
     other = lambda part: replace(part, targets=[(t + 1) % 5 for t in part.targets], key=part.key + "x")
     made = weights_of(models["ensemble"](splits, join=join, **TINY).model)
     assert same(made, weights_of(models["ensemble"](replace(splits, test=other(splits.test)), join=join, **TINY).model))
@@ -149,10 +149,10 @@ def test_joining_is_settled_on_validation_images_alone(splits, join):
     assert same(members(made), members(changed)) and (join == "vote") == same(made, changed)
 
 
-def test_the_judge_hears_the_validation_images(splits):
+def test_the_meta_learner_hears_the_validation_images(splits):
     made = models["ensemble"](splits, join="stack", **TINY).model
-    weight, bias = judge(said_by(made, splits.valid, 32), np.array(splits.valid.targets))
-    assert np.allclose(made.judge.weight.detach(), weight, atol=1e-4) and np.allclose(made.judge.bias.detach(), bias, atol=1e-4)
+    weight, bias = meta_learner(member_log_probs(made, splits.valid, 32), np.array(splits.valid.targets))
+    assert np.allclose(made.meta_learner.weight.detach(), weight, atol=1e-4) and np.allclose(made.meta_learner.bias.detach(), bias, atol=1e-4)
 
 
 def test_a_finished_member_is_not_trained_again(splits, tmp_path, monkeypatch):

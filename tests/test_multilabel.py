@@ -158,7 +158,7 @@ def test_shuffled_labels_teach_nothing(splits):
     bright = replace(splits, classes=list("rgb"), **{name: coloured(splits[name]) for name in ("train", "valid", "test")})
     mixed = [bright.train.targets[i] for i in rng.permutation(len(bright.train))]
     shuffled = replace(bright, train=replace(bright.train, targets=mixed))
-    maps = [evaluate_labels(models["multilabel"](data, **SEEING | dict(head_epochs=60, head_rate=0.01)), bright.test)["map"]
+    maps = [evaluate_labels(models["multilabel"](data, **SEEING | dict(head_epochs=60, head_lr=0.01)), bright.test)["map"]
             for data in (bright, shuffled)]
     assert maps[0] > 0.95 and maps[1] < 0.8, maps
 

@@ -25,9 +25,7 @@ def each(paths): return pytest.mark.parametrize("path", paths, ids=lambda path: 
 each_notebook, each_lesson = each(PATHS), each(LESSONS)
 each_workshop = each([path for path in PATHS if path not in LESSONS])
 
-# lessons whose measuring cells are still longer than sixteen lines, and how long they may be
-LONG = {"04_shallow": 22, "05_training": 23, "09_transfer": 35, "10_multilabel": 30, "11_ensembles": 40, "12_hybrid": 35,
-        "13_boxes": 30, "14_ssd": 30, "15_detection": 35}
+LONG = {"05_training": 22}  # its five loops are functions to be read whole
 EVERYDAY = ()  # terms that are also everyday words
 
 

@@ -14,7 +14,7 @@ from course_lib.modern import MUON, Muon, Whiten, orthogonal
 from course_lib.recipes import SpeedNet, cutmix, cutout, mixup, training_flops
 from course_lib.training import LEAST, Recipe, augmentations, generator, optimizers, side_at, tasks
 from course_lib.loop import fit
-from course_lib.predictors import networks, views_of
+from course_lib.predictors import networks, tta_views
 
 models.discover()
 K = 4
@@ -94,10 +94,10 @@ def test_bytes_are_asked_for_by_name():
 
 
 def test_images_grow_to_their_full_size(splits):
-    recipe = Recipe(epochs=8, progressive=0.5)
+    recipe = Recipe(epochs=8, progressive_resizing=0.5)
     sides = [side_at(32, epoch, recipe) for epoch in range(8)]
     assert sides[0] == 16 and sides == sorted(sides) and sides[6:] == [32, 32]
-    assert all(side_at(32, n - 1, Recipe(epochs=n, progressive=0.5)) == 32 for n in range(1, 8))
+    assert all(side_at(32, n - 1, Recipe(epochs=n, progressive_resizing=0.5)) == 32 for n in range(1, 8))
     loader = tasks[SINGLE](splits, 32, recipe).loader(splits.train, torch.device("cpu"), True)
     assert [loader.batch(epoch, 0)[0].shape[-1] for epoch in (0, 7)] == [16, 32]
     measuring = tasks[SINGLE](splits, 32, recipe).loader(splits.valid, torch.device("cpu"))
@@ -106,22 +106,22 @@ def test_images_grow_to_their_full_size(splits):
 
 @pytest.mark.parametrize("views", [2, 6])
 def test_with_views_predictions_do_not_depend_on_left_and_right(splits, tmp_path, views):
-    trained = models["speedrun"](splits, size="small", epochs=2, batch_size=20, views=views)
+    trained = models["speedrun"](splits, size="small", epochs=2, batch_size=20, tta=views)
     images = np.array(pixels(splits.test, 32))
     left, right = trained.predict_proba(images), trained.predict_proba(images[:, :, ::-1])
     assert np.allclose(left, right, atol=0.02)
     trained.save(tmp_path / "b")
     assert open_model(tmp_path / "b").views == views and np.array_equal(open_model(tmp_path / "b").predict_proba(images), left)
-    assert not np.allclose(replace(trained, views=1).predict_proba(images), left, atol=1e-4)
+    assert not np.allclose(replace(trained, tta=1).predict_proba(images), left, atol=1e-4)
 
 
 def test_views_are_the_images_moved_and_mirrored(splits):
     images = torch.rand(3, 3, 8, 8, generator=generator(1))
-    seen = views_of(images, 6)
-    assert len(views_of(images, 1)) == 1 and len(views_of(images, 2)) == 2 and len(seen) == 6
+    seen = tta_views(images, 6)
+    assert len(tta_views(images, 1)) == 1 and len(tta_views(images, 2)) == 2 and len(seen) == 6
     assert torch.equal(seen[0], images) and all(torch.equal(seen[i].flip(3), seen[i + 1]) for i in (0, 2, 4))
     assert torch.equal(seen[2][:, :, :-1, :-1], images[:, :, 1:, 1:]) and torch.equal(seen[4][:, :, 1:, 1:], images[:, :, :-1, :-1])
-    with pytest.raises(CourseError, match="use 1, 2 or 6"): models["speedrun"](splits, views=3)
+    with pytest.raises(CourseError, match="use 1, 2 or 6"): models["speedrun"](splits, tta=3)
 
 
 @pytest.mark.parametrize("shape", [(8, 50), (50, 8), (32, 32)])
@@ -174,7 +174,7 @@ def _saved(state):
 
 @pytest.mark.parametrize("name", ["speedrun", "resnet"])
 def test_the_first_layer_whitens_and_is_not_trained(splits, name):
-    recipe = Recipe(epochs=1, batch_size=20, progressive=0.5)
+    recipe = Recipe(epochs=1, batch_size=20, progressive_resizing=0.5)
     torch.manual_seed(0)
     net = networks[name](5, size="small")
     layer = next(module for module in net.modules() if isinstance(module, Whiten))
@@ -198,7 +198,7 @@ def test_every_network_takes_images_of_any_side(name):
 
 def test_too_small_images_are_refused_and_progressive_does_not_make_them(splits):
     with pytest.raises(CourseError, match="from 16 to 4096"): models["cnn"](splits, input_size=8)
-    assert side_at(32, 0, Recipe(progressive=0.2)) == LEAST and side_at(12, 0, Recipe(progressive=0.2)) == 12
+    assert side_at(32, 0, Recipe(progressive_resizing=0.2)) == LEAST and side_at(12, 0, Recipe(progressive_resizing=0.2)) == 12
 
 
 def test_counting_flops_changes_no_network():

@@ -27,7 +27,7 @@ from course_lib.ssd import (SSD, Features, Halve, Head, Maps, halved, hardest, h
                             multibox_sums, nodes, norm, rows, shapes_of, usual_ratios)
 from course_lib.loop import fit
 from course_lib.training import Recipe
-from course_lib.transfer import stages, thaw
+from course_lib.transfer import stages, unfreeze
 from course_lib.views import batch_of, view
 from course_lib.weights import at_hand, build, pretrained
 
@@ -241,7 +241,7 @@ def test_a_shared_head_says_the_same_on_every_map_and_learns_from_each():
 
 def test_one_image_is_a_batch_and_images_do_not_mix():
     model = SSD(3, "mobilenet_v2", 64)
-    thaw(model.maps.features, stages(model.maps.features), 0)
+    unfreeze(model.maps.features, stages(model.maps.features), 0)
     images = torch.rand(3, 3, 64, 64)
     with torch.no_grad():
         alone, together = model.train()(images[1:2]), model(images)
@@ -257,7 +257,7 @@ def test_normalisation_leaves_something_of_one_cell(width):
 
 def test_what_is_frozen_keeps_its_statistics():
     model = SSD(3, "mobilenet_v2", 64)
-    thaw(model.maps.features, stages(model.maps.features), 0)
+    unfreeze(model.maps.features, stages(model.maps.features), 0)
     before = deepcopy(model.maps.features.state_dict())
     model.train()(torch.rand(2, 3, 64, 64))
     for name, value in model.maps.features.state_dict().items(): assert torch.equal(value, before[name])

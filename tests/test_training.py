@@ -144,7 +144,7 @@ def test_same_seed_same_weights_and_another_seed_others(splits):
 
 
 KINDS = [dict(), dict(optimizer="sgd", schedule="plateau", learning_rate=0.05, plateau_patience=0),
-         dict(ema=0.9, clip=0.5, accumulate=3), dict(keep="best", early_stopping_patience=2, schedule="cosine"),
+         dict(ema=0.9, grad_clip=0.5, accumulate=3), dict(keep="best", early_stopping_patience=2, schedule="cosine"),
          dict(precision="fp32", warmup=1.0, label_smoothing=0.1)]
 
 
@@ -262,8 +262,8 @@ def test_predictions_are_made_in_32_bits_if_the_training_was(splits):
 
 
 def test_numbers_of_numpy_become_plain_ones():
-    recipe = Recipe(epochs=np.int64(3), learning_rate=np.float64(0.1), clip=1)
-    assert [type(getattr(recipe, name)) for name in ("epochs", "learning_rate", "clip")] == [int, float, float]
+    recipe = Recipe(epochs=np.int64(3), learning_rate=np.float64(0.1), grad_clip=1)
+    assert [type(getattr(recipe, name)) for name in ("epochs", "learning_rate", "grad_clip")] == [int, float, float]
 
 
 def test_fp16_that_overflows_for_good_is_one_line():
@@ -339,7 +339,7 @@ data = load("streets?n=53&valid=17&test=5")
 torch.manual_seed(0)
 model = t.nn.Sequential(t.nn.Conv2d(3, 8, 3, 2), t.nn.BatchNorm2d(8), t.nn.ReLU(), t.nn.Conv2d(8, 8, 3, 2), t.nn.BatchNorm2d(8),
                         t.nn.AdaptiveAvgPool2d(2), t.nn.Flatten(), t.nn.Linear(32, 5))
-recipe = t.Recipe(epochs=3, batch_size=10, precision="fp32", optimizer="sgd", learning_rate=0.1, clip=1.0, accumulate=int(sys.argv[2]))
+recipe = t.Recipe(epochs=3, batch_size=10, precision="fp32", optimizer="sgd", learning_rate=0.1, grad_clip=1.0, accumulate=int(sys.argv[2]))
 history = t.fit(model, data, recipe, 32)
 assert type(model[1]) is t.nn.BatchNorm2d
 if int(t.os.environ.get("RANK", 0)) == 0:
@@ -368,7 +368,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(splits):
 
 
 def test_clipped_gradients_are_no_longer_than_asked(splits):
-    short = Recipe(epochs=1, batch_size=90, optimizer="sgd", momentum=0.0, learning_rate=1.0, weight_decay=0, schedule="constant", clip=1e-3)
+    short = Recipe(epochs=1, batch_size=90, optimizer="sgd", momentum=0.0, learning_rate=1.0, weight_decay=0, schedule="constant", grad_clip=1e-3)
     before, model = net(norm=False), net(norm=False)
     fit(model, splits, short, 32)
     assert (vector(model) - vector(before)).norm() == pytest.approx(1e-3, rel=0.05)

@@ -22,7 +22,7 @@ from course_lib.training import Recipe, groups
 from course_lib.loop import Job, fit, make_task
 from course_lib.weights import RAW, at_hand, build, pretrained, published
 from course_lib.transfer import (Backbone, Transfer, embeddings, learn_transfer, phases, stages,
-                                 take_head, thaw)
+                                 take_head, unfreeze)
 
 NAMES = ("vgg16 resnet50 resnet101 densenet121 mobilenet_v2 efficientnet_b0 efficientnet_b1 vit_b_16 convnext_tiny swin_t "
          "regnet_y_400mf timm:tf_efficientnet_lite0 timm:mobilenetv3_small_100 timm:deit_tiny_patch16_224").split()
@@ -171,7 +171,7 @@ def test_weights_are_downloaded_checked_and_kept(tmp_path, monkeypatch):
 def test_what_is_frozen_stays_as_it_was_and_what_is_not_learns(splits):
     model = small()
     parts = stages(model.backbone)
-    thaw(model.backbone, parts, 1)
+    unfreeze(model.backbone, parts, 1)
     names = {id(p): n for n, p in model.named_parameters()}
     learning = {names[id(p)] for p in parts[-1]} | {"head.weight", "head.bias"}
     before = state(model)
@@ -185,7 +185,7 @@ def test_what_is_frozen_stays_as_it_was_and_what_is_not_learns(splits):
 def test_earlier_stages_learn_more_slowly():
     model = small()
     parts = stages(model.backbone)
-    thaw(model.backbone, parts, 3, 0.5)
+    unfreeze(model.backbone, parts, 3, 0.5)
     scales = {id(p): group["lr_scale"] for group in groups(model, Recipe()) for p in group["params"]}
     assert [{scales.get(id(p)) for p in part} for part in parts] == [{None}] * (len(parts) - 3) + [{0.125}, {0.25}, {0.5}]
     assert scales[id(model.head.weight)] == 1 and {g["weight_decay"] for g in groups(model, Recipe())} == {0.0, 0.05}

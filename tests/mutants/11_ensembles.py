@@ -11,17 +11,17 @@ def majority(p):
     return p
 
 # %% geometric_mean: the arithmetic mean
-def geometric(opinions):
-    return np.log(np.exp(opinions).mean(0))
+def geometric(log_probs):
+    return np.log(np.exp(log_probs).mean(0))
 
 # %% geometric_mean: not normalised
-def geometric(opinions):
-    return opinions.mean(0)
+def geometric(log_probs):
+    return log_probs.mean(0)
 
-# %% judge_from_training_images: invented numbers
-def two_judges():
+# %% meta_learner_from_training_images: invented numbers
+def two_meta_learners():
     return np.full(repeats, 0.6), np.full(repeats, 0.62)
 
-# %% judge_from_training_images: twice the same
-def two_judges():
+# %% meta_learner_from_training_images: twice the same
+def two_meta_learners():
     return found["two networks"][:, 4], found["two networks"][:, 4]
