@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torchvision import models as zoo
-from .core import CourseError, Registry, build_once, checksum
+from .core import CourseError, Registry, build_once, checksum, log
 
 # %% ../nbs/09b_weights.ipynb #fbb17bbe
 # carry files that others published
@@ -130,7 +130,7 @@ def from_file(
     weights: Weights,
     path: Path,
 ) -> nn.Module:
-    "A network with weights from a file, and a line that says so."
+    "A network with weights from a file, and a line in the log that says so."
     cached, own = torch_cache() / weights.file, name.removeprefix("timm:")
     tell_source(f"{name}: {weights.file} from {'the cache of torch' if path == cached else 'a package'}")
     if own == name:  # torchvision looks into torch's cache
@@ -148,7 +148,7 @@ def from_file(
 
 
 @cache
-def tell_source(line: str) -> None: print(line)  # once
+def tell_source(line: str) -> None: log.info(line)  # once
 
 
 def torch_cache() -> Path: return Path(torch.hub.get_dir()) / "checkpoints"
