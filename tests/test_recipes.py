@@ -111,7 +111,7 @@ def test_with_views_predictions_do_not_depend_on_left_and_right(splits, tmp_path
     left, right = trained.predict_proba(images), trained.predict_proba(images[:, :, ::-1])
     assert np.allclose(left, right, atol=0.02)
     trained.save(tmp_path / "b")
-    assert open_model(tmp_path / "b").views == views and np.array_equal(open_model(tmp_path / "b").predict_proba(images), left)
+    assert open_model(tmp_path / "b").tta == views and np.array_equal(open_model(tmp_path / "b").predict_proba(images), left)
     assert not np.allclose(replace(trained, tta=1).predict_proba(images), left, atol=1e-4)
 
 
