@@ -124,7 +124,7 @@ def _parsed(data: bytes) -> ElementTree.Element:
     except (ElementTree.ParseError, ValueError): raise first from None
     for node in root.iter("object"):
         if not _text(node, "name").isascii():
-            raise ValueError("its encoding cannot be told, and a class is not in plain ASCII: save it as UTF-8")
+            raise ValueError("its encoding cannot be told, and a class is not in ASCII: save it as UTF-8")
     return root
 
 # %% ../nbs/01d_voc.ipynb #fff9add9
@@ -228,7 +228,7 @@ def _leaving(corners: tuple, sizes: np.ndarray) -> np.ndarray:
     "Which boxes end before they begin or leave their images, bool [N]. corners: x1, y1, x2, y2, [N] each."
     low, high = np.stack(corners[:2]), np.stack(corners[2:])  # [2, N]
     slack = 1 + 0.01 * sizes
-    return ((high < low) | (low < -slack) | (high > sizes + slack)).any(0)
+    return np.logical_or.reduce((high < low) | (low < -slack) | (high > sizes + slack))
 
 # %% ../nbs/01d_voc.ipynb #074ef603
 def _at_real_size(items: list[Item], findings: list[Finding]) -> Iterator[Item]:
@@ -247,7 +247,7 @@ def _at_real_size(items: list[Item], findings: list[Finding]) -> Iterator[Item]:
         if kept_shape and _fits(item, item.size) and not (stale and _fits(item, real)):
             what = f"{says}: it was resized after it was annotated; its boxes are scaled with it"
             yield _with_boxes(item, lambda box, by=(*scale, *scale): np.multiply(box, by).tolist(), size=real)
-        else: what = f"{says}: it may have been cropped, padded or turned, so its boxes mean nothing: left out"
+        else: what = f"{says}: if it was cropped, padded or turned, its boxes are not of it: left out"
         findings.append(error("wrong size", item.source, what))
 
 
