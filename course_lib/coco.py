@@ -199,7 +199,7 @@ def _coco_items(
             findings.append(error("missing image", source, what))
 
 
-def _coco_classes(source: str, categories: Iterable[tuple], findings: list[Finding]) -> dict[object, str | None]:
+def _coco_classes(source: str, categories: Iterable[tuple], findings: list) -> dict[object, str | None]:
     "The class of each category id; None, and a finding, for an id of several."
     several = defaultdict(list)
     for _, category in categories: several[category["id"]].append(str(category["name"]).strip())
@@ -214,7 +214,7 @@ def _coco_classes(source: str, categories: Iterable[tuple], findings: list[Findi
 def _entries_of_images(
     source: str, entries: list[dict], images: _CocoImages, findings: list[Finding]
 ) -> dict[str, list[dict]]:
-    "The entries of each image. Those without image, or of an id that is used twice, become findings."
+    "The entries of each image. Those without image, or whose id is used twice, are findings instead."
     owners, by_image = defaultdict(set), defaultdict(list)  # id -> images; image -> entries
     found = images.find(source, [entry["file_name"] for entry in entries])
     for entry, name in zip(entries, found, strict=True):
@@ -225,7 +225,7 @@ def _entries_of_images(
             findings.append(error("missing image", source, f"{why}: left out"))
     for number, names in owners.items():
         if len(names) == 1: continue
-        what = f"image id {number} is {' and '.join(sorted(names))}: its objects may be of either"
+        what = f"image id {number} is {' and '.join(sorted(names))}: its objects may be of either, all are left out"
         findings.append(error(UNCLEAR, source, what))
         for name in names: by_image.pop(name, None)
     return by_image
@@ -249,7 +249,8 @@ def _coco_item(
     objects = [_coco_object(i, row, names, item.source, findings) for i, row in rows]
     objects = [thing for thing in objects if thing]
     if len(own) > 1:
-        findings.append(warning("several entries", item.source, f"{len(own)} entries of one image: read as one"))
+        what = f"{len(own)} entries of one image: read as one"
+        findings.append(warning("several entries", item.source, what))
         once = {(thing.name, thing.box, thing.difficult): thing for thing in objects}
         objects = list(once.values())
     yield replace(item, objects=tuple(objects))

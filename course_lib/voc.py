@@ -233,21 +233,24 @@ def _leaving(corners: tuple, sizes: np.ndarray) -> np.ndarray:
 # %% ../nbs/01d_voc.ipynb #074ef603
 def _at_real_size(items: list[Item], findings: list[Finding]) -> Iterator[Item]:
     "The items, scaled where the image was resized, without those for which it cannot be told."
-    stale = any(_says_another_size(item) and _fits(item, _size(item)) and not _fits(item, item.size)
-                for item in items)
+    odd = [item for item in items if _says_another_size(item)]
+    stale = any(_fits(item, _size(item)) and not _fits(item, item.size) for item in odd)
+    resized = any(_fits(item, item.size) and not _fits(item, _size(item)) for item in odd)
     for item in items:
-        real = _size(item)
-        out_of_date = _fits(item, real) and not _fits(item, item.size)
-        if not _says_another_size(item) or out_of_date:
+        if not _says_another_size(item):
+            yield item
+            continue
+        real, in_said, in_real = _size(item), _fits(item, item.size), _fits(item, _size(item))
+        if in_real and (not in_said or stale and not resized):  # the size is out of date, as others show
             yield item
             continue
         scale = np.divide(real, item.size)  # [2]
         kept_shape = np.ptp(scale) <= 0.02 * scale.max()
         says = "says {} x {}, the image has {} x {}".format(*item.size, *real)
-        if kept_shape and _fits(item, item.size) and not (stale and _fits(item, real)):
+        what = f"{says}: if it was cropped, padded or turned, its boxes are not of it: left out"
+        if kept_shape and in_said and not (stale and in_real):
             what = f"{says}: it was resized after it was annotated; its boxes are scaled with it"
             yield _with_boxes(item, lambda box, by=(*scale, *scale): np.multiply(box, by).tolist(), size=real)
-        else: what = f"{says}: if it was cropped, padded or turned, its boxes are not of it: left out"
         findings.append(error("wrong size", item.source, what))
 
 
@@ -281,13 +284,15 @@ def _voc_key(name: str) -> str:
 class _VocImages:
     "The images of a VOC layout; each is given to one annotation."
 
-    def __init__(self, files: Files):
+    def __init__(self, files: Files, xmls: Iterable[str] = ()):
         self.names = [name for name in files.images if _MASKS.isdisjoint(name.lower().split("/"))]
         self.by_key, self.by_stem = _Names(), _Names()
         self.owner = {}
         for name in self.names:
             self.by_key.add(_voc_key(name), name)
             self.by_stem.add(PurePosixPath(name).stem, name)
+        places = [{_voc_key(name).rpartition("/")[0] for name in names} for names in (self.names, xmls)]
+        self.apart = places[0].isdisjoint(places[1])  # as in pics/1.jpg and boxes/1.xml
 
     def distance(self, xml: str) -> int:
         "How far the xml's name is from an image's: 0 if they are equal, 1 if they are alike, 2 otherwise."
@@ -298,7 +303,8 @@ class _VocImages:
         "The image of the xml's own name, else of the `filename` in it. LookupError if there is not just one."
         key, told = _voc_key(xml), PurePosixPath(filename)
         same_stem = self.by_stem.get(PurePosixPath(xml).stem)
-        if "/" in key: same_stem = [n for n in same_stem if "/" not in _voc_key(n)]  # not a/0 for b/0
+        if "/" in key and not self.apart:  # not a/0 for b/0
+            same_stem = [name for name in same_stem if "/" not in _voc_key(name)]
         found = self.by_key.get(key) or same_stem or self.by_stem.get(told.stem)
         found = [name for name in found if PurePosixPath(name).name == told.name] or found
         if not found: raise LookupError(f"no image {key}.jpg or {told.name or '(it names none)'}")
@@ -390,7 +396,7 @@ class Voc:
 
     def survey(self) -> Survey:
         files, findings, items = self.files, [], []
-        images, lists = _VocImages(files), _voc_lists(files)
+        images, lists = _VocImages(files, self.xmls), _voc_lists(files)
         splits, known = _voc_splits(lists, self.xmls), _listed_classes(files)
         for xml in sorted(self.xmls, key=images.distance):  # an image goes to the xml of its own name first
             try: size, filename, objects = _read_voc(files.read(xml), xml, findings)

@@ -721,7 +721,7 @@ COCO = {  # (change, an error's kind, or '' where nothing is wrong)
     "image name a number": (edit(*IMAGE, "file_name", to=5), "missing image"),
     "image name empty": (edit(*IMAGE, "file_name", to=""), "missing image"),
     "missing image": (edit(*IMAGE, "file_name", to="x.png"), "missing image"),
-    "repeated id": (edit("images", 1, "id", to=0), "broken annotation"),
+    "repeated id": (edit("images", 1, "id", to=0), "contradiction"),
     "id a list": (edit(*IMAGE, "id", to=[1]), "broken annotation"),
     "annotation null": (edit("annotations", 0), "broken annotation"),
     "unknown image": (edit("annotations", 0, "image_id", to=99), "missing image"),
