@@ -199,6 +199,8 @@ def _coco_items(
             findings.append(error("missing image", source, what))
 
 
+
+# %% ../nbs/01e_coco.ipynb #477d272a
 def _coco_classes(source: str, categories: Iterable[tuple], findings: list) -> dict[object, str | None]:
     "The class of each category id; None, and a finding, for an id of several."
     several = defaultdict(list)
@@ -214,7 +216,7 @@ def _coco_classes(source: str, categories: Iterable[tuple], findings: list) -> d
 def _entries_of_images(
     source: str, entries: list[dict], images: _CocoImages, findings: list[Finding]
 ) -> dict[str, list[dict]]:
-    "The entries of each image. Those without image, or whose id is used twice, are findings instead."
+    "The entries of each image. Those without image, or whose id is used twice, become findings."
     owners, by_image = defaultdict(set), defaultdict(list)  # id -> images; image -> entries
     found = images.find(source, [entry["file_name"] for entry in entries])
     for entry, name in zip(entries, found, strict=True):
@@ -225,7 +227,7 @@ def _entries_of_images(
             findings.append(error("missing image", source, f"{why}: left out"))
     for number, names in owners.items():
         if len(names) == 1: continue
-        what = f"image id {number} is {' and '.join(sorted(names))}: its objects may be of either, all are left out"
+        what = f"image id {number} is {' and '.join(sorted(names))}: its objects may be of either: left out"
         findings.append(error(UNCLEAR, source, what))
         for name in names: by_image.pop(name, None)
     return by_image
