@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
+from math import isfinite
 from pathlib import Path, PurePosixPath
 
 # %% ../nbs/01e_coco.ipynb #eabfd0ed
@@ -69,7 +70,7 @@ def _coco_object(i: int, entry: dict, names: dict, place: str, findings: list[Fi
     "The object, its box as x, y, width, height; None, and a finding, if these are not four numbers."
     name, box = names.get(entry["category_id"], ""), _coco_box(entry)
     about = f"object {i} ({name or 'no name'})"
-    crowd = read_flag(str(entry.get("iscrowd", "")))
+    crowd = read_flag(str(entry["iscrowd"])) if "iscrowd" in entry else False
     if crowd is None:
         what = f"iscrowd is '{str(entry['iscrowd'])[:20]}', neither 0 nor 1: taken as 0"
         findings.append(error("unclear flag", place, f"{about}: {what}"))
@@ -88,7 +89,7 @@ def _coco_box(entry: dict) -> tuple | None:
             points = np.array(values, float).reshape(-1, 2)  # [N, 2]
             box = (*points.min(0).tolist(), *np.ptp(points, axis=0).tolist())
     except (LookupError, TypeError, ValueError, OverflowError): return None
-    return box if len(box) == 4 and np.isfinite(box).all() else None
+    return box if len(box) == 4 and all(map(isfinite, box)) else None
 
 
 def _coco_size(image: dict) -> tuple:
@@ -102,20 +103,26 @@ class _Pool:
     "Images among which a name is looked for."
 
     def __init__(self, names: Iterable[str]):
-        self.exact, self.loose = defaultdict(list), defaultdict(list)  # last part of a path -> paths
-        self.real = defaultdict(list)  # loose path, with and without ending -> images
-        for name in names:
-            self.exact[PurePosixPath(name).name].append(name)
+        self.exact = defaultdict(list)  # last part of a path -> paths
+        for name in names: self.exact[PurePosixPath(name).name].append(name)
+
+    @cached_property
+    def loose(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        "Last part of a loose path -> loose paths, with and without ending; and loose path -> images."
+        paths, real = defaultdict(list), defaultdict(list)
+        for name in (name for names in self.exact.values() for name in names):
             for form in (loose_name(name), os.path.splitext(loose_name(name))[0]):
-                if not self.real[form]: self.loose[PurePosixPath(form).name].append(form)
-                self.real[form].append(name)
+                if not real[form]: paths[PurePosixPath(form).name].append(form)
+                real[form].append(name)
+        return paths, real
 
     def find(self, folder: PurePosixPath, name: str) -> str: return find_image(folder, name, self.exact) or ""
 
     def find_loosely(self, folder: PurePosixPath, name: str) -> str:
         if "://" in name: name = name.partition("?")[0]
-        form = find_image(PurePosixPath(loose_name(str(folder))), loose_name(name), self.loose)
-        several = self.real[form] if form else []
+        paths, real = self.loose
+        form = find_image(PurePosixPath(loose_name(str(folder))), loose_name(name), paths)
+        several = real[form] if form else []
         return several[0] if len(several) == 1 else ""
 
 

@@ -9,6 +9,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from math import isnan
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -85,7 +86,7 @@ def _read_object(node: ElementTree.Element, i: int, xml: str, findings: list[Fin
     about = f"object {i} ({name or 'no name'})"
     written = {side: _text(node, f"bndbox/{side}") for side in _SIDES}
     box = tuple(_number(text) for text in written.values())
-    if name and np.isnan(box).any():
+    if name and any(map(isnan, box)):
         what = ", ".join(f"{side} '{text[:20]}'" for side, text in written.items())
         findings.append(error("bad box", xml, f"{about}: its box is {what}, not four numbers: left out"))
         return None
