@@ -9,15 +9,20 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property, partial
+from math import isfinite
 from pathlib import Path, PurePosixPath
 
 # %% ../nbs/01e_coco.ipynb #eabfd0ed
+import numpy as np
 from .core import CourseError, layouts
 from .data import DETECTION
 from .files import Files, find_image, read_json, suffix
-from .layouts import Item, Survey, boxes_made_good, examined, put_image, refuse_without_boxes
-from .specs import SPLITS, Object, error, warning
+from .layouts import (UNCLEAR, Item, Survey, boxes_made_good, examined, put_image,
+                                refuse_without_boxes)
+from .specs import SPLITS, Finding, Object, error, warning
+from .voc import CORNER_SIZE, boxes_as_meant, loose_name, read_flag
 
 # %% ../nbs/01e_coco.ipynb #1d7cb17c
 _LISTS = ("images", "annotations", "categories")  # in a COCO file
@@ -48,17 +53,43 @@ def _coco_entries(source: str, content: dict, what: str, needs: tuple, findings:
     "The entries of one of the lists that have what they need, with their numbers; the rest are findings."
     for i, entry in enumerate(content[what]):
         if isinstance(entry, dict) and all(isinstance(entry.get(key), (int, str, float)) for key in needs):
-            yield i, {**entry, "file_name": str(entry.get("file_name", ""))}
+            ids = {key: _coco_id(entry[key]) for key in needs if key.endswith("id")}
+            yield i, {**entry, **ids, "file_name": str(entry.get("file_name", ""))}
             continue
         lacks = f"{what}[{i}] lacks {' or '.join(needs)}"
         findings.append(error("broken annotation", source, f"{lacks}: left out"))
 
 
-def _coco_object(i: int, annotation: dict, names: dict[int, str]) -> Object:
-    try: x, y, width, height = (float(value) for value in annotation["bbox"])
-    except (LookupError, TypeError, ValueError, OverflowError): x = y = width = height = float("nan")
-    name, crowd = names.get(annotation["category_id"], ""), bool(annotation.get("iscrowd"))
-    return Object(name, (x, y, x + width, y + height), difficult=crowd, index=i)
+def _coco_id(value: int | str | float) -> int | str | float:
+    "An id; as a number if it is a text that is written like one."
+    text = str(value).strip()
+    return int(text) if text.lstrip("-").isdecimal() and str(int(text)) == text else value
+
+
+def _coco_object(i: int, entry: dict, names: dict, place: str, findings: list[Finding]) -> Object | None:
+    "The object, its box as x, y, width, height; None, and a finding, if these are not four numbers."
+    name, box = names.get(entry["category_id"], ""), _coco_box(entry)
+    about = f"object {i} ({name or 'no name'})"
+    crowd = read_flag(str(entry["iscrowd"])) if "iscrowd" in entry else False
+    if crowd is None:
+        what = f"iscrowd is '{str(entry['iscrowd'])[:20]}', neither 0 nor 1: taken as 0"
+        findings.append(error("unclear flag", place, f"{about}: {what}"))
+    if box: return Object(name, box, difficult=bool(crowd), index=i)
+    written = str(entry["bbox"])[:60] if "bbox" in entry else "missing, and there are no polygons"
+    findings.append(error("bad box", place, f"{about}: its bbox is {written}, not four numbers: left out"))
+    return None
+
+
+def _coco_box(entry: dict) -> tuple | None:
+    "x, y, width and height as written, or around the polygons where there is no bbox; None for neither."
+    try:
+        if entry.get("bbox"): box = tuple(float(value) for value in entry["bbox"])
+        else:
+            values = [value for polygon in entry["segmentation"] for value in polygon]
+            points = np.array(values, float).reshape(-1, 2)  # [N, 2]
+            box = (*points.min(0).tolist(), *np.ptp(points, axis=0).tolist())
+    except (LookupError, TypeError, ValueError, OverflowError): return None
+    return box if len(box) == 4 and all(map(isfinite, box)) else None
 
 
 def _coco_size(image: dict) -> tuple:
@@ -67,32 +98,66 @@ def _coco_size(image: dict) -> tuple:
     try: return int(image["width"]), int(image["height"])
     except (TypeError, ValueError, OverflowError): return 0, 0
 
-# %% ../nbs/01e_coco.ipynb #7fccbdc9
-def _coco_items(source: str, split: str, content: dict, by_name: dict, findings: list) -> Iterator[Item]:
-    "The images of one json, with their objects; by_name: file name -> the images of that name."
-    read = partial(_coco_entries, source, content, findings=findings)
-    images = list(read("images", ("id", "file_name")))
-    annotations = list(read("annotations", ("image_id", "category_id")))
-    categories = list(read("categories", ("id", "name")))
-    names = {category["id"]: str(category["name"]).strip() for _, category in categories}
-    objects = defaultdict(list)
-    for i, entry in annotations: objects[entry["image_id"]].append(_coco_object(i, entry, names))
-    seen = set()
-    for i, image in images:
-        if image["id"] in seen:
-            twice = f"images[{i}]: id {image['id']} comes twice"
-            findings.append(error("broken annotation", source, f"{twice}: left out"))
-            continue
-        seen.add(image["id"])
-        own = tuple(objects.pop(image["id"], ()))
-        found = find_image(PurePosixPath(source).parent, image["file_name"], by_name)
-        place = f"{source}: {image['file_name']}"
-        if found: yield Item(found, split, objects=own, source=place, size=_coco_size(image))
-        else: findings.append(error("missing image", source, f"no image {image['file_name']}: left out"))
-    for image, left in objects.items():
-        for thing in left:
-            unlisted = f"object {thing.index}: image {image} is not listed"
-            findings.append(error("missing image", source, f"{unlisted}: left out"))
+# %% ../nbs/01e_coco.ipynb #8848f124
+class _Pool:
+    "Images among which a name is looked for."
+
+    def __init__(self, names: Iterable[str]):
+        self.exact = defaultdict(list)  # last part of a path -> paths
+        for name in names: self.exact[PurePosixPath(name).name].append(name)
+
+    @cached_property
+    def loose(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        "Last part of a loose path -> loose paths, with and without ending; and loose path -> images."
+        paths, real = defaultdict(list), defaultdict(list)
+        for name in (name for names in self.exact.values() for name in names):
+            for form in (loose_name(name), os.path.splitext(loose_name(name))[0]):
+                if not real[form]: paths[PurePosixPath(form).name].append(form)
+                real[form].append(name)
+        return paths, real
+
+    def find(self, folder: PurePosixPath, name: str) -> str: return find_image(folder, name, self.exact) or ""
+
+    def find_loosely(self, folder: PurePosixPath, name: str) -> str:
+        if "://" in name: name = name.partition("?")[0]
+        paths, real = self.loose
+        form = find_image(PurePosixPath(loose_name(str(folder))), loose_name(name), paths)
+        several = real[form] if form else []
+        return several[0] if len(several) == 1 else ""
+
+
+class _CocoImages:
+    "The images of a COCO layout."
+
+    def __init__(self, names: list[str]):
+        self.splits = {name: _coco_split(str(PurePosixPath(name).parent)) for name in names}
+        self.pools = {"": _Pool(names)}  # split -> where its images may be
+        self.named = set()  # the images that a json has named
+
+    def pool(self, split: str) -> _Pool:
+        "The images in folders of a split or of none, if there are some in a folder of that split; else all."
+        if split not in self.splits.values(): return self.pools[""]
+        if split not in self.pools:
+            self.pools[split] = _Pool(name for name, other in self.splits.items() if other in ("", split))
+        return self.pools[split]
+
+    def missing(self, name: str) -> str:
+        "Why there is no image of that name."
+        several = self.pools[""].exact.get(PurePosixPath(name.replace("\\", "/")).name, [])
+        return f"{name} may be {' or '.join(several[:3])}" if len(several) > 1 else f"no image {name}"
+
+    def find(self, source: str, names: list[str]) -> list[str]:
+        "The images that the names in a json mean, '' where there is none or not just one."
+        folder, own = PurePosixPath(source).parent, self.pool(_coco_split(source))
+        paths = [PurePosixPath(name.replace("\\", "/")) for name in names]
+        pools = [self.pools[""] if _coco_split(str(path.parent)) else own for path in paths]  # 'train/1.jpg'
+        asked = list(zip(pools, names, strict=True))
+        found = [pool.find(folder, name) for pool, name in asked]
+        taken = set(found)
+        for i, (pool, name) in enumerate(asked):
+            if not found[i] and (other := pool.find_loosely(folder, name)) not in taken: found[i] = other
+        self.named.update(found)
+        return found
 
 # %% ../nbs/01e_coco.ipynb #609782b3
 def _coco_split(source: str) -> str:
@@ -113,6 +178,91 @@ def _coco_splits(sources: list[str]) -> dict[str, str]:
         raise CourseError(f"which split is in which COCO file? {names}: call them train.json, valid.json and "
                           "test.json, or give the path of one")
     return splits
+
+# %% ../nbs/01e_coco.ipynb #74ae36a8
+def _coco_items(
+    source: str,         # the json
+    split: str,          # of its images
+    content: dict,       # of the json
+    images: _CocoImages,
+    findings: list[Finding],
+) -> Iterator[Item]:
+    "The images of one json, with their objects, whose boxes are x, y, width, height as written."
+    read = partial(_coco_entries, source, content, findings=findings)
+    entries = [entry for _, entry in read("images", ("id", "file_name"))]
+    names = _coco_classes(source, read("categories", ("id", "name")), findings)
+    annotations = defaultdict(list)
+    for i, entry in read("annotations", ("image_id", "category_id")):
+        annotations[entry["image_id"]].append((i, entry))
+    for name, own in _entries_of_images(source, entries, images, findings).items():
+        rows = [row for number in dict.fromkeys(entry["id"] for entry in own) for row in annotations[number]]
+        place = f"{source}: {own[0]['file_name']}"
+        item = Item(name, split, source=place, size=_coco_size(own[0]))
+        yield from _coco_item(item, own, rows, names, findings)
+    listed = {entry["id"] for entry in entries}
+    for image, rows in annotations.items():
+        for i, _ in rows if image not in listed else ():
+            what = f"object {i}: image {image} is not listed: left out"
+            findings.append(error("missing image", source, what))
+
+
+
+# %% ../nbs/01e_coco.ipynb #477d272a
+def _coco_classes(source: str, categories: Iterable[tuple], findings: list) -> dict[object, str | None]:
+    "The class of each category id; None, and a finding, for an id of several."
+    several = defaultdict(list)
+    for _, category in categories: several[category["id"]].append(str(category["name"]).strip())
+    for number, names in several.items():
+        if len(set(names)) == 1: continue
+        what = f"category id {number} is {' and '.join(sorted(set(names)))}: its objects may be either"
+        findings.append(error(UNCLEAR, source, what))
+        names[0] = None
+    return {number: names[0] for number, names in several.items()}
+
+
+def _entries_of_images(
+    source: str, entries: list[dict], images: _CocoImages, findings: list[Finding]
+) -> dict[str, list[dict]]:
+    "The entries of each image. Those without image, or whose id is used twice, become findings."
+    owners, by_image = defaultdict(set), defaultdict(list)  # id -> images; image -> entries
+    found = images.find(source, [entry["file_name"] for entry in entries])
+    for entry, name in zip(entries, found, strict=True):
+        owners[entry["id"]].add(name or entry["file_name"])
+        if name: by_image[name].append(entry)
+        else:
+            why = images.missing(entry["file_name"])
+            findings.append(error("missing image", source, f"{why}: left out"))
+    for number, names in owners.items():
+        if len(names) == 1: continue
+        what = f"image id {number} is {' and '.join(sorted(names))}: its objects may be of either: left out"
+        findings.append(error(UNCLEAR, source, what))
+        for name in names: by_image.pop(name, None)
+    return by_image
+
+# %% ../nbs/01e_coco.ipynb #0ffd4e31
+def _coco_item(
+    item: Item,              # without objects
+    own: list[dict],         # its entries
+    rows: list[tuple],       # its annotations, with their numbers
+    names: dict,             # class of each category id
+    findings: list[Finding],
+) -> Iterator[Item]:
+    "The image with its objects; nothing but a finding if what is said of it cannot be brought together."
+    sizes = {size for entry in own if any(size := _coco_size(entry))}
+    unclear = [i for i, row in rows if names.get(row["category_id"], "") is None]
+    if unclear or len(sizes) > 1:
+        what = "its entries differ in size"
+        if unclear: what = f"object {unclear[0]} has the id of several categories"
+        findings.append(error("unclear annotation", item.source, f"{what}: left out"))
+        return
+    objects = [_coco_object(i, row, names, item.source, findings) for i, row in rows]
+    objects = [thing for thing in objects if thing]
+    if len(own) > 1:
+        what = f"{len(own)} entries of one image: read as one"
+        findings.append(warning("several entries", item.source, what))
+        once = {(thing.name, thing.box, thing.difficult): thing for thing in objects}
+        objects = list(once.values())
+    yield replace(item, objects=tuple(objects))
 
 # %% ../nbs/01e_coco.ipynb #b713a079
 @layouts.register("coco")
@@ -139,14 +289,13 @@ class Coco:
 
     def survey(self) -> Survey:
         files, findings, items = self.files, [], []
-        by_name = defaultdict(list)
-        for image in files.images: by_name[PurePosixPath(image).name].append(image)
+        images = _CocoImages(files.images)
         for source, split in _coco_splits(list(self.annotated)).items():
-            items += _coco_items(source, split, self.annotated[source], by_name, findings)
-        used = {item.name for item in items}
-        unlisted = [name for name in files.images if name not in used]
+            items += _coco_items(source, split, self.annotated[source], images, findings)
+        unlisted = [name for name in files.images if name not in images.named]
         findings += [warning("no annotation", name, "is not listed: left out") for name in unlisted]
-        return boxes_made_good(files, "coco", examined(files, items, findings), findings, ())
+        items = boxes_as_meant(examined(files, items, findings), CORNER_SIZE, findings)
+        return boxes_made_good(files, "coco", items, findings, ())
 
     @staticmethod
     def refuse(items: list[Item]) -> None: refuse_without_boxes("coco", items)
