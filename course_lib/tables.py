@@ -19,8 +19,8 @@ from typing import NamedTuple
 from .core import CourseError, layouts
 from .data import DETECTION, MULTI, SINGLE, SUFFIXES
 from .files import LABELS, Files, _wrapper, find_image, read_json, read_text, suffix
-from .layouts import (UNCLEAR, Item, Survey, boxes_made_good, examined, put_image, refuse_without_boxes,
-                                similar_names)
+from .layouts import (UNCLEAR, Item, Survey, boxes_made_good, examined, put_image,
+                                refuse_without_boxes, similar_names)
 from .specs import FLAGS, SPLITS, Finding, Object, error, note, warning
 
 # %% ../nbs/01g_tables.ipynb #26e2a869
@@ -58,10 +58,10 @@ def _row(columns: list[str], cells: list[str]) -> dict:
     return row | ({None: "".join(extra)} if any(extra) else {})
 
 # %% ../nbs/01g_tables.ipynb #b78ab440
-_FILE = ("file filename path filepath image imagename imagepath imagefile imageid img imgname imgpath imgid fname "
-         "id idcode name").split()  # what the column of files may be called, the most likely first
+_FILE = ("file filename path filepath image imagename imagepath imagefile imageid img imgname imgpath imgid "
+         "fname id idcode name").split()  # what the column of files may be called, the most likely first
 _SEVERAL = ("labels", "tags", "classes", "categories")  # a column with the labels of an image
-_ONE = ("label", "class", "classname", "category", "tag")  # a column with its class
+_ONE = ("label", "class", "classname", "category", "tag", "target")  # a column with its class
 
 
 class _Columns(NamedTuple):
@@ -99,7 +99,8 @@ def _is_index(rows: list[tuple[int, dict]], name: str) -> bool:
 def _columns(table: str, rows: list[tuple[int, dict]], columns: list[str]) -> _Columns:
     "What the columns of a table are. CourseError if no column has the files, or none has labels."
     file = _file_column(rows, columns)
-    rest = [name for name in columns if name != file and _plain(name) != "split" and not _is_index(rows, name)]
+    rest = [name for name in columns if name != file and _plain(name) != "split"]
+    rest = [name for name in rest if not _is_index(rows, name)]
     known = [name for kind in (_SEVERAL, _ONE) for name in rest if _plain(name) in kind]
     answers = {name: sum(_flag(row[name]) is not None for _, row in rows) for name in rest}
     classes = [name for name in rest if 2 * answers[name] >= len(rows)]
@@ -137,7 +138,8 @@ def _cell_labels(cell: str, mark: str) -> tuple[str, ...]:
     if re.fullmatch(_LIST, cell):
         quoted = re.findall(r"""'([^']*)'|"([^"]*)\"""", cell)
         names = [one or other for one, other in quoted] or cell[1:-1].split(",")
-    return tuple(dict.fromkeys(name for text in names if (name := text.strip()) and name.lower() not in _NOTHING))
+    names = [name.strip() for name in names]
+    return tuple(dict.fromkeys(name for name in names if name and name.lower() not in _NOTHING))
 
 
 def _row_labels(row: dict, columns: _Columns, mark: str) -> tuple[str, ...]:
@@ -200,7 +202,8 @@ def _put_together(table: str, said: dict[str, dict], one: bool, findings: list[F
     whole = dict(said)
     for name, rows in several.items():
         labels = tuple(label for _, item in rows for label in item.labels)
-        whole[name] = {(frozenset(labels), rows[0][1].split): (rows[0][0], replace(rows[0][1], labels=labels))}
+        line, item = rows[0]
+        whole[name] = {(frozenset(labels), item.split): (line, replace(item, labels=labels))}
     return whole
 
 # %% ../nbs/01g_tables.ipynb #18b058f4
@@ -308,26 +311,27 @@ class Table:
             rows.append((f"images/{path.name}", item.split, ";".join(dict.fromkeys(item.classes))))
             single = single and bool(item.label)
         if not single and any(re.search(_SPACES, cell) for *_, cell in rows):
-            rows = [(name, split, cell and f"{cell};") for name, split, cell in rows]  # 'stop sign' in one piece
+            rows = [(name, split, cell and f"{cell};") for name, split, cell in rows]  # keeps 'stop sign'
         with open(out / LABELS, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("file", "split", "label" if single else "labels"), *rows])
 
 # %% ../nbs/01g_tables.ipynb #a701d497
-def _class_folders(files: Files) -> set[str]:
-    "The folders that may be classes: those with images, but for splits and folders for all images."
-    folders = {os.path.dirname(name) for name in files.images}
-    return {name for name in folders if name and _plain(PurePosixPath(name).name) not in {*SPLITS, *_NO_CLASS}}
-
-
 _NO_CLASS = ("images", "jpegimages", "masks", "labels", "photos", "pictures", "pics", "data", "img", "imgs")
 
 
+def _class_folders(files: Files) -> set[str]:
+    "The folders that may be classes: those with images, but for splits and folders for all images."
+    folders = {os.path.dirname(name) for name in files.images} - {""}
+    return {name for name in folders if _plain(PurePosixPath(name).name) not in {*SPLITS, *_NO_CLASS}}
+
+
 def _is_about(files: Files, rows: list[tuple[int, dict]], names: list[str]) -> bool:
-    "Whether a table beside class folders speaks of images: of files, or of more images than there are classes."
+    "Whether a table beside class folders speaks of images: of files, or of more images than classes."
     file, find = _file_column(rows, names), _finder(files)
     cells = [row[file] for _, row in rows if row.get(file)]
     if any(suffix(cell) in SUFFIXES for cell in cells): return True
-    return len(cells) > len(_class_folders(files)) and 2 * sum(bool(find(cell)) for cell in cells) >= len(cells)
+    found = sum(bool(find(cell)) for cell in cells)
+    return len(cells) > len(_class_folders(files)) and 2 * found >= len(cells)
 
 
 def _inside(files: Files, table: str) -> Files | None:
@@ -351,7 +355,7 @@ def _survey_inside(files: Files, table: str) -> Survey:
 def _with_one_label(items: list[Item], findings: list[Finding]) -> list[Item]:
     "Items with a `label`; those without one are left out."
     for item in items:
-        if not item.labels: findings.append(warning("no class", item.name, "has no label in the table: left out"))
+        if not item.labels: findings.append(warning("no class", item.name, "has no label: left out"))
     return [replace(item, label=item.labels[0], labels=()) for item in items if item.labels]
 
 
@@ -393,9 +397,10 @@ def _boxes(files: Files, table: str, split: str, findings: list[Finding]) -> lis
         findings.append(error(kind, table, f"line {line}: {what}: left out"))
     corners = [value for things in objects.values() for thing in things for value in thing.box]
     if len(corners) >= 12 and max(corners) <= 1.01:
-        raise CourseError(f"'{table}': all corners lie between 0 and 1: these are shares of the image, not pixels; "
-                          "multiply them by its width and height")
-    return [Item(*key, objects=tuple(things), source=table, size=sizes[key]) for key, things in objects.items()]
+        raise CourseError(f"'{table}': all corners lie between 0 and 1: these are shares of the image, not "
+                          "pixels; multiply them by its width and height")
+    return [Item(*key, objects=tuple(things), source=table, size=sizes[key])
+            for key, things in objects.items()]
 
 
 def _box_row(row: dict, columns: _BoxColumns, find: Callable, split: str) -> tuple[str, str]:
@@ -406,13 +411,14 @@ def _box_row(row: dict, columns: _BoxColumns, find: Callable, split: str) -> tup
 
 
 def _box_splits(tables: list[str]) -> dict[str, str]:
-    "table -> the split its name or folder speaks of, '' for a single one. CourseError where that is not clear."
+    "table -> the split its name or folder speaks of, '' for a single one. CourseError if that is not clear."
     if len(tables) == 1: return dict.fromkeys(tables, "")
     words = {table: re.findall("[a-z]+", table.lower())[::-1] for table in tables}
     splits = {table: next((SPLITS[word] for word in words[table] if word in SPLITS), "") for table in tables}
-    if unclear := [table for table, split in splits.items() if list(splits.values()).count(split) > 1 or not split]:
-        raise CourseError(f"which split is in which table of boxes? {', '.join(unclear[:4])}: call them train.csv, "
-                          "valid.csv and test.csv, or give the path of one")
+    sizes = Counter(splits.values())
+    if unclear := [table for table, split in splits.items() if sizes[split] > 1 or not split]:
+        raise CourseError(f"which split is in which table of boxes? {', '.join(unclear[:4])}: call them "
+                          "train.csv, valid.csv and test.csv, or give the path of one")
     return splits
 
 # %% ../nbs/01g_tables.ipynb #1f9f1149
@@ -456,4 +462,5 @@ class BoxTable:
             start = (name, item.split, item.record.width, item.record.height)
             rows += [(*start, thing.name, *thing.box, *(int(getattr(thing, flag)) for flag in FLAGS))
                      for thing in item.objects] or [(*start, *[""] * (len(head) - len(start)))]
-        with open(out / "annotations.csv", "w", newline="", encoding="utf-8") as file: csv.writer(file).writerows(rows)
+        with open(out / "annotations.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)

@@ -18,7 +18,8 @@ import yaml
 from .core import CourseError, layouts, log
 from .data import DETECTION
 from .files import Files, _walk, _zip_listing, find_image, read_text, suffix
-from .layouts import UNLISTED, Item, Survey, boxes_made_good, examined, put_image, refuse_without_boxes
+from .layouts import (UNLISTED, Item, Survey, boxes_made_good, examined, put_image,
+                                refuse_without_boxes)
 from .specs import SPLITS, Finding, Object, error, note, warning
 
 # %% ../nbs/01f_yolo.ipynb #5812a668
@@ -43,7 +44,7 @@ def _yaml_names(name: str, content: dict) -> dict[int, str]:
     names = content["names"]
     rows = list(names.items()) if isinstance(names, dict) else list(enumerate(names))
     wrong = not rows or isinstance(names, str) or not all(isinstance(value, str) for _, value in rows)
-    if wrong: raise CourseError(f"'{name}': names must be a list of the classes' names, or numbers with names")
+    if wrong: raise CourseError(f"'{name}': names must be a list of names, or numbers with names")
     try: return {int(number): value.strip() for number, value in rows}
     except ValueError: raise CourseError(f"'{name}': a key of names is no number") from None
 
@@ -156,8 +157,8 @@ def _refuse_other_forms(
     if len(out) >= 3 and 3 * len(out) > len(boxes):
         ends = [max(1.5 * x2 - 0.5 * x1, 1.5 * y2 - 0.5 * y1) for x1, y1, x2, y2 in boxes]  # centre + size
         form = "two corners (x1 y1 x2 y2)" if max(ends) > 1.01 else "a corner and a size (x y width height)"
-        raise CourseError(f"{len(out)} of {len(boxes)} boxes in the label files of '{source}' leave their image: "
-                          f"YOLO's boxes are a centre and a size, are these {form}?")
+        raise CourseError(f"{len(out)} of {len(boxes)} boxes in the label files of '{source}' leave their "
+                          f"image: YOLO's boxes are a centre and a size, are these {form}?")
     used = {line.number for line in lines}
     if max(used, default=0) == len(names) and min(used) > 0 and set(names) == set(range(len(names))):
         raise CourseError(f"label files use the classes {min(used)} to {max(used)}, '{source}' names 0 to "
@@ -202,7 +203,7 @@ def _place(
 ) -> str | None:
     "The folder or list that an entry means; None if there is no such."
     own, above = _parts(entry), _parts(path)
-    elsewhere = entry.startswith(("/", "\\", "~")) or entry[1:2] == ":"  # an absolute path: any ending may fit
+    elsewhere = entry.startswith(("/", "\\", "~")) or entry[1:2] == ":"  # any ending of the path may fit
     for n in range(len(above) + (len(own) if elsewhere else 1)):
         for folder in (home.parts, ()):
             place = "/".join([*folder, *[*above, *own][n:]])
@@ -218,7 +219,7 @@ def _images_at(files: Files, place: str, by_name: dict[str, list[str]], findings
     for n, line in enumerate(read_text(files, place).split("\n"), 1):
         found = find_image(PurePosixPath(place).parent, line.strip(), by_name)
         if found: images.add(found)
-        elif line.strip(): findings.append(error("missing image", place, f"line {n}: no image {line.strip()}"))
+        elif line.strip(): findings.append(error("missing image", place, f"line {n}: no image {line}"))
     return images
 
 # %% ../nbs/01f_yolo.ipynb #47d67e46
@@ -297,7 +298,8 @@ def _labelled(
         what = f"{' or '.join(several[:3])}, which is its image?: left out"
         findings.append(error("broken annotation", labels[several[0]], what))
     for folder, images in gaps.items():
-        what = f"has no label file for any of its {len(images)} images ({_label_names(images[0])[0]}): left out"
+        wanted = _label_names(images[0])[0]
+        what = f"has no label file for any of its {len(images)} images ({wanted}): left out"
         findings.append(warning("no annotation", folder or ".", what))
     return good
 
@@ -305,7 +307,8 @@ def _labelled(
 def _stray_labels(files: Files, labels: dict[str, str]) -> list[Finding]:
     "Label files that belong to no image."
     places, used = {os.path.dirname(label) for label in labels.values()} - {""}, set(labels.values())
-    stray = [name for name in files.names if suffix(name) == ".txt" and not _lists_names(name) and name not in used
+    texts = [name for name in files.names if suffix(name) == ".txt" and not _lists_names(name)]
+    stray = [name for name in texts if name not in used
              and (os.path.dirname(name) in places or "labels" in name.lower().split("/")[:-1])]
     return [error("missing image", name, "belongs to no image: left out") for name in stray]
 
@@ -315,8 +318,9 @@ def _without_objects(found: Survey, labels: dict[str, str], texts: dict[str, str
     empty = {label for label, text in texts.items() if not text.strip()}
     plain = [item.name for item in found.items if item.name not in labels or labels[item.name] in empty]
     kept = [f for f in found.findings if f.kind != "no objects" or f.where not in set(plain)]
-    unlabelled = sum(name not in labels for name in plain)
-    what = f"{len(plain)} images show no objects: {len(plain) - unlabelled} label files are empty, {unlabelled} missing"
+    missing = sum(name not in labels for name in plain)
+    files = f"{len(plain) - missing} label files are empty, {missing} missing"
+    what = f"{len(plain)} images show no objects: {files}"
     return [*kept, note("no objects", plain[0], what)] if plain else kept
 
 # %% ../nbs/01f_yolo.ipynb #2eb8d608
@@ -345,7 +349,8 @@ class Yolo:
     def described(self) -> dict[str, dict]:
         "The content of each yaml that has names; one of the root, and of the name data.yaml, comes first."
         read = {}
-        for name in sorted(self.yamls, key=lambda name: (name.count("/"), not name.endswith("data.yaml"), name)):
+        def order(name): return name.count("/"), not name.endswith("data.yaml"), name
+        for name in sorted(self.yamls, key=order):
             try: content = _read_yaml(self.files, name)
             except CourseError: continue  # of something else, most likely; else `_names` says so
             if "names" in content: read[name] = content
@@ -395,17 +400,17 @@ def _names(
     described: dict[str, dict],  # yaml -> its content, for those that have names
     findings: list[Finding],     # to which is added what was found
 ) -> tuple[str, dict[int, str]]:
-    "The file with the names of the classes, and the names. CourseError if there is none, or several that differ."
+    "The file with the names of the classes, and the names. CourseError for none, or several that differ."
     found = {name: _yaml_names(name, content) for name, content in described.items()}
     found |= {name: _text_names(files, name) for name in files.names if not found and _lists_names(name)}
     if not found:
         for name in yamls: _read_yaml(files, name)  # one that cannot be read is the likely cause
-        raise CourseError(f"'{files.root}' has YOLO's label files but no names of the classes: put a data.yaml "
-                          "beside images/ and labels/ with the line 'names: [first, second]'")
+        raise CourseError(f"'{files.root}' has YOLO's label files but no names of the classes: put a "
+                          "data.yaml beside images/ and labels/ with the line 'names: [first, second]'")
     source, names = next(iter(found.items()))
     if other := [name for name in found if found[name] != names and name.count("/") == source.count("/")]:
-        raise CourseError(f"'{source}' and '{other[0]}' name different classes: give the path of the right one, "
-                          "or remove the other")
+        raise CourseError(f"'{source}' and '{other[0]}' name different classes: give the path of the right "
+                          "one, or remove the other")
     said = described.get(source, {}).get("nc", "")
     if said.isdecimal() and int(said) != len(names):
         findings.append(error("unknown label", source, f"nc is {said}, names has {len(names)} classes"))
@@ -443,9 +448,10 @@ def _unused(items: list[Item], names: dict[int, str], source: str) -> list[Findi
     shown = {name for item in items for name in item.classes}
     unused = sorted(set(names.values()) - shown)
     several = sorted(name for name, n in Counter(names.values()).items() if n > 1)
-    what = f"{len(unused)} of {len(names)} classes are in no label file ({', '.join(unused[:3])}): they are left out"
+    what = f"{len(unused)} of {len(names)} classes are in no label file ({', '.join(unused[:3])}): left out"
     found = [note("unused class", source, what)] if unused else []
-    return found + [warning("unknown label", source, f"names '{name}' twice: taken as one") for name in several]
+    twice = [warning("unknown label", source, f"names '{name}' twice: taken as one") for name in several]
+    return found + twice
 
 # %% ../nbs/01f_yolo.ipynb #d3c4aeb3
 def _write_yolo(items: Iterable[Item], read: Callable[[Item], bytes], out: Path) -> None:
@@ -458,12 +464,13 @@ def _write_yolo(items: Iterable[Item], read: Callable[[Item], bytes], out: Path)
     classes = sorted({name for item, *_ in written for name in item.classes})
     for item, label, _ in written:
         label.parent.mkdir(parents=True, exist_ok=True)
-        label.write_text("".join(_label_line(thing, item, classes) for thing in item.objects), encoding="utf-8")
+        label.write_text("".join(_label_line(thing, item, classes) for thing in item.objects))
     splits = {folder: f"images/{folder}" for *_, folder in written if folder}
     content = dict(splits, nc=len(classes), names=classes)
-    (out / "data.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    (out / "data.yaml").write_text(text, encoding="utf-8")
     difficult = sum(thing.difficult for item, *_ in written for thing in item.objects)
-    if difficult: log.warning("yolo has no place for 'difficult': %d objects are ordinary ones now", difficult)
+    if difficult: log.warning("yolo has no flag 'difficult': %d objects are ordinary ones now", difficult)
 
 
 def _label_line(thing: Object, item: Item, classes: list[str]) -> str:
