@@ -19,7 +19,7 @@ from typing import NamedTuple
 from .core import CourseError, layouts
 from .data import DETECTION, MULTI, SINGLE, SUFFIXES
 from .files import LABELS, Files, _wrapper, find_image, read_json, read_text, suffix
-from .layouts import (UNCLEAR, Item, Survey, boxes_made_good, examined, put_image,
+from .layouts import (UNCLEAR, Item, Layout, Survey, boxes_made_good, examined, put_image,
                                 refuse_without_boxes, similar_names)
 from .specs import FLAGS, SPLITS, Finding, Object, error, note, warning
 
@@ -270,10 +270,10 @@ class Table:
 
     def claims(self) -> bool:
         if self.table not in self.files.names or _box_columns(_head(self.files, self.table)): return False
-        return self.is_about or _inside(self.files, self.table) is not None
+        return self.is_about or _layout_without(self.files, self.table) is not None
 
     def survey(self) -> Survey:
-        if not self.is_about: return _survey_inside(self.files, self.table)
+        if not self.is_about: return _survey_without(self.files, self.table)
         rows, names = self.rows
         columns, findings = _columns(self.table, rows, names), []
         mark, find = _mark(self.table, rows, columns, findings), _finder(self.files)
@@ -334,22 +334,24 @@ def _is_about(files: Files, rows: list[tuple[int, dict]], names: list[str]) -> b
     return len(cells) > len(_class_folders(files)) and 2 * found >= len(cells)
 
 
-def _inside(files: Files, table: str) -> Files | None:
-    "The files in the folder that wraps everything but the table; None if there is no such folder."
+def _layout_without(files: Files, table: str) -> Layout | None:
+    "The layout that claims the files without the table, stepping into a folder that wraps the rest."
     step = _wrapper([name for name in files.names if name != table])
     inner = copy(files)
     vars(inner).pop("images", None)
     inner.prefix += step
     inner.names = [name[len(step):] for name in files.names if name.startswith(step)]
     inner.folders = [name[len(step):] for name in files.folders if name.startswith(step) and name != step]
-    return inner if step else None
+    kinds = sorted(layouts.discover().values(), key=lambda kind: -kind.rank)
+    below = (kind(inner, None) for kind in kinds if kind.rank < Table.rank)
+    return next((layout for layout in below if layout.claims()), None)
 
 
-def _survey_inside(files: Files, table: str) -> Survey:
-    "The survey of the images beside which a table about something else lies."
-    inner, kinds = _inside(files, table), sorted(layouts.discover().values(), key=lambda kind: -kind.rank)
-    found = next(layout for kind in kinds if (layout := kind(inner, None)).claims()).survey()
-    return replace(found, findings=[*found.findings, note("unread table", table, "names no image: not read")])
+def _survey_without(files: Files, table: str) -> Survey:
+    "The survey of images beside which a table about something else lies."
+    found = _layout_without(files, table).survey()
+    what = f"names no image: not read, what counts is {layouts[found.layout].about}"
+    return replace(found, findings=[*found.findings, warning("unread table", table, what)])
 
 # %% ../nbs/01g_tables.ipynb #a62c7522
 def _with_one_label(items: list[Item], findings: list[Finding]) -> list[Item]:

@@ -412,7 +412,7 @@ def _names(
         raise CourseError(f"'{source}' and '{other[0]}' name different classes: give the path of the right "
                           "one, or remove the other")
     said = described.get(source, {}).get("nc", "")
-    if said.isdecimal() and int(said) != len(names):
+    if isinstance(said, str) and said.isdecimal() and int(said) != len(names):
         findings.append(error("unknown label", source, f"nc is {said}, names has {len(names)} classes"))
     return source, names
 

@@ -119,11 +119,13 @@ def test_a_table_about_something_else_does_not_block_class_folders(tmp_path):
     expected = load(folder).fingerprint
     for text in ("ClassId,Name\n0,cat\n1,dog\n", "id,name\n0,cat\n1,dog\n"):
         put(folder / "labels.csv", text.encode())
-        assert survey(folder).layout == "folder" and load(folder).fingerprint == expected
+        found = survey(folder)
+        assert found.layout == "folder" and load(folder).fingerprint == expected
+        assert [(f.level, f.kind, f.where) for f in found.findings] == [("warning", "unread table", "labels.csv")]
     wrapped = class_folders(tmp_path / "wrapped" / "DATA", ("0", "1"))
     put(wrapped.parent / "labels.csv", b"ClassId,Name\n0,cat\n1,dog\n")
     found = survey(wrapped.parent)
-    assert found.classes == ["0", "1"] and [(f.level, f.where) for f in found.findings] == [("note", "labels.csv")]
+    assert found.classes == ["0", "1"] and [(f.level, f.where) for f in found.findings] == [("warning", "labels.csv")]
     assert load(wrapped.parent).fingerprint == expected
     put(folder / "labels.csv", b"file,labels\n1/0.png,cat\n")
     assert survey(folder).layout == "csv"  # about images, if only of one
