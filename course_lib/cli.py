@@ -25,6 +25,7 @@ from course_lib.core import (
     CourseError,
     evaluators,
     import_file,
+    layouts,
     log,
     model_in,
     models,
@@ -481,8 +482,8 @@ def _group(commands, name: str, text: str):
 
 
 PATHS = (
-    "class folders (with or without train/ valid/ test/), a VOC layout, a COCO json, a labels.csv, or a zip "
-    "of one of these"
+    "class folders (with or without train/ valid/ test/), a VOC layout, a COCO json, a YOLO export, a "
+    "labels.csv, or a zip of one of these"
 )
 SPEC = f"{PATHS}; or a name from `course data list`; with options: 'streets?n=100', 'photos?view=multi'"
 
@@ -513,7 +514,8 @@ def _add_data(commands) -> None:
     action = _add(data, "render", data_render, "draw images of the embedded data set 'streets' to disk")
     action.add_argument("--view", default="single", help="single, multi or detection (default: single)")
     action.add_argument("--condition", help="day, dusk, night, rain, fog or mixed (default: day)")
-    action.add_argument("--format", default="folder", help="folder, voc, coco or csv (default: folder)")
+    text = f"{', '.join(layouts.names())} (default: folder)"
+    action.add_argument("--format", default="folder", help=text)
     action.add_argument("--n", type=int, help="images to train on; those to validate and test on come on top")
     action.add_argument("--size", type=int, help="side of an image in pixels")
     action.add_argument("--out", required=True, help="a new folder")
