@@ -469,7 +469,7 @@ class Detection:
 
 
 TWO_THREADS = pytest.param(2, marks=pytest.mark.xfail(
-    reason="float32 with accumulation: on a processor with bfloat16 two threads do not give the same bits twice"))
+    reason="float32, two threads: PyTorch's backward pass of a single image does not repeat itself on this processor"))
 
 
 @pytest.mark.parametrize("threads", [1, TWO_THREADS])
