@@ -274,7 +274,7 @@ def annotate(
 # %% ../nbs/02_streets.ipynb #023eabe1
 @cache
 def edition() -> str:
-    "Changes with all that may change an image: the code that draws, and the version of OpenCV, which fills."
+    "Changes with all that may change an image: the code that draws, and the OpenCV that fills polygons."
     code = "".join(_plain_code(_source(module)) for module in ("painting", "scenery", "streets"))
     return f"{sha1(code.encode()).hexdigest()[:12]} opencv {cv2.__version__}"
 
