@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from .core import CourseError, layouts, progress
 from .data import MULTI, NAMES, SINGLE, Splits, load, parallel, resize
+from .decoding import ENDINGS
 from .files import describe, suffix
 from .layouts import (UNLISTED, Item, Survey, missing_classes, split_items, survey_with,
                                 write_dataset)
@@ -119,14 +120,12 @@ def _annotation(target, splits: Splits) -> dict:
     return dict(objects=tuple(objects))
 
 # %% ../nbs/01i_doctor.ipynb #81a625b8
-_ENDINGS = dict(JPEG={".jpg", ".jpeg"}, MPO={".jpg", ".jpeg"}, TIFF={".tif", ".tiff"})
-
-
 def _check_names(good: list[Item]) -> Iterator[Finding]:
     "Names that do not fit the content or may trouble other programs, and images that had to be converted."
     for item in good:
         kind = item.record.format
-        if kind and suffix(item.name) not in _ENDINGS.get(kind, {f".{kind.lower()}"}):
+        said = ENDINGS.get(suffix(item.name))
+        if kind and kind != said and {kind, said} != {"JPEG", "MPO"}:  # an MPO is two JPEGs
             yield warning("mislabelled file", item.name, f"is a {kind} by content")
         if item.record.note: yield note("converted image", item.name, item.record.note)
     odd = [item.name for item in good if " " in item.name or not item.name.isascii()]
