@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from .core import CourseError, layouts, progress
+from .core import CourseError, layouts, printable, progress
 from .data import MULTI, NAMES, SINGLE, Splits, load, parallel, resize
 from .decoding import ENDINGS
 from .files import describe, suffix
 from .layouts import (UNLISTED, Item, Survey, missing_classes, split_items, survey_with,
                                 write_dataset)
-from .specs import (FLAGS, LEVELS, Finding, Object, error, is_named, is_path, note, parse_spec,
-                              warning)
+from .specs import (FLAGS, LEVELS, Finding, Object, by_kind, error, is_named, is_path, note,
+                              parse_spec, warning)
 
 # %% ../nbs/01i_doctor.ipynb #1e55860d
 @dataclass
@@ -49,17 +49,15 @@ class Diagnosis:
     def _counted(self) -> Iterator[str]:
         "A line for each class, below a head with the splits."
         splits = [s for s in ("train", "valid", "test", "") if any(s in row for row in self.counts.values())]
-        width = max([5, *map(len, self.counts)])
+        names = {name: printable(name) for name in self.counts}
+        width = max([5, *map(len, names.values())])
         yield f"{'class':<{width}}" + "".join(f"{split or 'all':>8}" for split in splits)
         for name, row in self.counts.items():
-            yield f"{name:<{width}}" + "".join(f"{row.get(split, 0):>8}" for split in splits)
+            yield f"{names[name]:<{width}}" + "".join(f"{row.get(split, 0):>8}" for split in splits)
 
     def _listed(self, most: int) -> Iterator[str]:
         "The findings by level and kind, each kind with its number."
-        by_kind = defaultdict(list)
-        for finding in sorted(self.findings, key=lambda finding: LEVELS.index(finding.level)):
-            by_kind[finding.level, finding.kind].append(finding)
-        for (level, kind), several in by_kind.items():
+        for (level, kind), several in by_kind(self.findings).items():
             yield f"{level}: {kind} ({len(several)})"
             yield from (f"    {finding}" for finding in several[:most])
             if len(several) > most: yield f"    and {len(several) - most} more"
