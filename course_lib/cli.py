@@ -3,9 +3,9 @@
 # %% auto #0
 __all__ = ['PATHS', 'SPEC', 'argument_comments', 'add_options', 'option_type', 'data_list', 'refuse_unknown', 'data_check',
            'data_render', 'train', 'tell', 'train_list', 'untrained', 'learnt_from_valid', 'evaluate_bundle',
-           'score_table', 'predict', 'images_at', 'make_room', 'predict_batch', 'predict_boxes', 'drawn_file',
-           'save_image', 'likely', 'as_line', 'student_edition', 'notebooks_run', 'Parser', 'make_parser', 'natural',
-           'named_model', 'run', 'Speaker', 'main']
+           'score_table', 'predict', 'images_at', 'kinds_of', 'opened', 'make_room', 'predict_batch', 'predict_boxes',
+           'drawn_file', 'save_image', 'likely', 'as_line', 'student_edition', 'notebooks_run', 'Parser', 'make_parser',
+           'natural', 'named_model', 'run', 'Speaker', 'main']
 
 # %% ../nbs/91b_cli.ipynb #978519c2
 import argparse
@@ -14,8 +14,10 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from course_lib.core import (
     networks,
     open_bundle,
     open_model,
+    printable,
     progress,
     sources,
     within,
@@ -147,11 +150,13 @@ def train(args) -> int:
 def tell(
     splits,  # loaded data
 ) -> None:
-    "Say on standard error what was loaded and what was left out."
-    print(splits, file=sys.stderr)
-    errors = [finding for finding in splits.left_out if finding.level == "error"]
-    for finding in errors[:5]: print(f"left out or repaired: {finding}", file=sys.stderr)
-    if len(errors) > 5: print(f"and {len(errors) - 5} more: see `course data check`", file=sys.stderr)
+    "Say on standard error what was loaded and, in a line for each kind, what was left out or repaired."
+    from course_lib.specs import by_kind
+    print(printable(str(splits)), file=sys.stderr)
+    kinds = by_kind(finding for finding in splits.left_out if finding.level != "note")
+    for (level, kind), several in kinds.items():
+        print(f"{level}: {kind} ({len(several)}), such as {several[0]}", file=sys.stderr)
+    if kinds: print(f"all of them: course data check {shlex.quote(splits.spec)}", file=sys.stderr)
 
 
 def train_list() -> int:
@@ -201,6 +206,7 @@ def evaluate_bundle(args) -> int:
             "not in "
             f"both: {', '.join(sorted(missing))}"
         )
+    tell(splits)
     if splits.fingerprint != meta.get("data", {}).get("fingerprint", splits.fingerprint):
         print(
             "note: not the splits that the model was trained with; it may have learnt from some of these "
@@ -224,9 +230,9 @@ def score_table(
             f"{v:>11.3f}" if isinstance(v, float) else f"{'-' if v is None else v:>11}" for v in row
         )
     classes, speed = result["per_class"], f"{result['images_per_second']:.0f} images/s"
-    width = max(map(len, ["class", *classes]))
+    width = max(map(len, ["class", *map(printable, classes)]))
     rows = [f"{'class':<{width}}{cells(next(iter(classes.values())))}"]
-    rows += [f"{name:<{width}}{cells(row.values())}" for name, row in classes.items()]
+    rows += [f"{printable(name):<{width}}{cells(row.values())}" for name, row in classes.items()]
     rows += [f"{name} {value:.4f}" for name, value in result.items()
              if isinstance(value, float) and name not in ("seconds", "images_per_second")]
     if "errors" in result:
@@ -243,7 +249,7 @@ def predict(args) -> int:
         raise CourseError("--draw is for detectors: this bundle says what is on an image, not where")
     if args.top_k is not None: within(1, 1e9, top_k=args.top_k)
     if args.threshold is not None: within(0, 1, threshold=args.threshold)
-    read, names = images_at(args.images)
+    read, names, others = images_at(args.images)
     drawn = (
         {name: drawn_file(args.draw, name, Path(args.images).expanduser()) for name in names}
         if args.draw
@@ -261,23 +267,51 @@ def predict(args) -> int:
     unread = sum("error" in row for row in results)
     print(f"{len(results)} images in {seconds:.1f} s ({len(results) / seconds:.0f} images/s)"
           + (f"; {unread} of them cannot be read" if unread else ""), file=sys.stderr)
+    if others: print(f"not read, as their names are not those of images: {kinds_of(others)}", file=sys.stderr)
     return 2 if unread == len(results) else 0
 
 # %% ../nbs/91b_cli.ipynb #e8f2e520
 def images_at(
     path: str,  # an image, a folder or a zip
-) -> tuple[Callable[[str], bytes], list[str]]:
-    """A function that reads an image's file, and the names it takes, relative to `path`. CourseError if
-    there is none."""
+) -> tuple[Callable[[str], bytes], list[str], list[str]]:
+    """A function that reads an image's file, the names it takes, relative to `path`, and those of the files
+    beside them that are no images by their names. CourseError if there is no image."""
     from course_lib.files import Files
     if not path: raise CourseError("predict what? give the path of an image, a folder or a zip")
     try: path = Path(path).expanduser()
     except RuntimeError as why: raise CourseError(f"'{path}': {why}") from None
     if not path.exists(): raise CourseError(f"no image, folder or zip '{path}': check the path")
-    if path.is_file() and path.suffix.lower() != ".zip": return (lambda name: path.read_bytes()), [str(path)]
+    if path.is_file() and path.suffix.lower() != ".zip":
+        return (lambda name: path.read_bytes()), [str(path)], []
     files = Files(path)
-    if not files.images: raise CourseError(f"'{path}' holds no images (jpg, png, bmp, tiff or webp)")
-    return (lambda name: files.read(name[len(files.prefix):])), [files.prefix + name for name in files.images]
+    others = sorted(set(files.names) - set(files.images))
+    if not files.images:
+        what = f"only {kinds_of(others)}: convert images to jpg or png" if others else "it is empty"
+        raise CourseError(f"'{path}' holds no images that are read here, {what}")
+    whole = [files.prefix + name for name in files.images]
+    return (lambda name: files.read(name[len(files.prefix):])), whole, others
+
+# %% ../nbs/91b_cli.ipynb #4da61ea4
+def kinds_of(
+    names: list[str],  # of files
+) -> str:
+    "How many there are of each ending: '3 .gif, 1 without ending'."
+    from course_lib.files import suffix
+    counts = Counter(printable(suffix(name)) or "without ending" for name in names)
+    return ", ".join(f"{n} {ending}" for ending, n in counts.most_common())
+
+
+def opened(
+    read: Callable[[str], bytes],  # name -> content of the file
+    name: str,
+) -> np.ndarray | str:             # uint8 [H, W, 3], or why it cannot be read
+    "An image, or the reason why there is none."
+    from PIL import UnidentifiedImageError
+    from course_lib.data import decode
+    try: return decode(read(name))
+    except UnidentifiedImageError:
+        return "in no format that is read here: if it is an image, convert it to jpg or png"
+    except OSError as why: return str(why)
 
 # %% ../nbs/91b_cli.ipynb #4d3c8a2c
 def make_room(
@@ -307,11 +341,11 @@ def predict_batch(
     threshold: float | None,  # least probability, 0..1; None: the model's own, else any
 ) -> list[dict]:
     "For each image its file and its likely classes, or why it cannot be read."
-    from course_lib.data import decode, resize
+    from course_lib.data import resize
 
     def image(name):
-        try: return resize(decode(read(name)), predictor.size)
-        except OSError as why: return why
+        whole = opened(read, name)
+        return whole if isinstance(whole, str) else resize(whole, predictor.size)
 
     found = {name: image(name) for name in names}
     readable = {name: image for name, image in found.items() if isinstance(image, np.ndarray)}
@@ -320,7 +354,7 @@ def predict_batch(
     least, most = own or 0 if threshold is None else threshold, top_k or (len(own) if own else 5)
     rows = {name: likely(predictor.classes, row, most, least) for name, row in zip(readable, rows)}
     return [
-        dict(file=name, predictions=rows[name]) if name in rows else dict(file=name, error=str(found[name]))
+        dict(file=name, predictions=rows[name]) if name in rows else dict(file=name, error=found[name])
         for name in names
     ]
 
@@ -335,14 +369,14 @@ def predict_boxes(
 ) -> list[dict]:
     """For each image its file, its size and its detections, boxes x1 y1 x2 y2 in its pixels; or why it
     cannot be read."""
-    from course_lib.data import decode
     from course_lib.diagnosis import above
     from course_lib.drawing import draw
 
     def row(name):
-        try: image = decode(read(name))
-        except OSError as why: return dict(file=name, error=str(why))
-        found = above(predictor.detect([image])[0], predictor.threshold if threshold is None else threshold)
+        image = opened(read, name)
+        if isinstance(image, str): return dict(file=name, error=image)
+        least = predictor.threshold if threshold is None else threshold
+        found = above(predictor.detect([image], min(least, 0.01))[0], least)
         found = {key: value[:top_k] for key, value in found.items()}
         if name in drawn: save_image(draw(image, found, predictor.classes), drawn[name])
         parts = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist())
@@ -391,15 +425,16 @@ def as_line(
     row: dict,  # one image's result
 ) -> str:
     "What is on an image, on one line."
-    if "error" in row: return f"{row['file']}: cannot be read ({row['error']})"
+    file = printable(row["file"])
+    if "error" in row: return f"{file}: cannot be read ({printable(row['error'])})"
     if "detections" in row:
         things = [
             f"{d['label']} {d['score']:.2f} at {', '.join(f'{v:.0f}' for v in d['box'])}"
             for d in row["detections"]
         ]
-        return f"{row['file']}: {'; '.join(things) or 'nothing above the threshold'}"
+        return printable(f"{file}: {'; '.join(things) or 'nothing above the threshold'}")
     words = [f"{p['label']} {p['probability']:.2f}" for p in row["predictions"]]
-    return f"{row['file']}: {', '.join(words) or 'nothing above the threshold'}"
+    return printable(f"{file}: {', '.join(words) or 'nothing above the threshold'}")
 
 # %% ../nbs/91b_cli.ipynb #e6686af7
 def student_edition(args) -> int:
@@ -616,7 +651,7 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
         return 141  # as a shell says of a process that SIGPIPE ended
     except (CourseError, OSError) as why:
-        print(f"course: {why}", file=sys.stderr)
+        print(f"course: {printable(str(why))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("course: stopped", file=sys.stderr)

@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['log', 'sources', 'readers', 'layouts', 'networks', 'models', 'formats', 'evaluators', 'progress', 'RESULT', 'BUNDLE',
-           'CourseError', 'within', 'Registry', 'home_of', 'library_sources', 'load_plugins', 'import_file',
-           'peak_memory', 'report', 'home', 'build_once', 'Bundle', 'checksum', 'digest', 'versions', 'save_bundle',
-           'writable_bundle', 'open_bundle', 'open_model', 'model_in']
+           'printable', 'CourseError', 'within', 'Registry', 'home_of', 'library_sources', 'load_plugins',
+           'import_file', 'peak_memory', 'report', 'home', 'build_once', 'Bundle', 'checksum', 'digest', 'versions',
+           'save_bundle', 'writable_bundle', 'open_bundle', 'open_model', 'model_in']
 
 # %% ../nbs/00b_core.ipynb #65359c29
 import difflib
@@ -36,8 +36,17 @@ import course_lib
 log = logging.getLogger("course_lib")  # for what the library has to say; the command line prints it
 
 
+def printable(
+    text: str,  # such as the name of a file, which may hold any character
+) -> str:
+    "The text on one line: a line break or another control character stands as Python writes it, `\\n`."
+    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
+
+
 class CourseError(Exception):
     "Something the user can put right: the message says in one line what is wrong and what to do."
+
+    def __str__(self): return printable(super().__str__())
 
 
 def within(

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from .core import CourseError, layouts, progress
+from .core import CourseError, layouts, printable, progress
 from .data import MULTI, NAMES, SINGLE, Splits, load, parallel, resize
+from .decoding import ENDINGS
 from .files import describe, suffix
 from .layouts import (UNLISTED, Item, Survey, missing_classes, split_items, survey_with,
                                 write_dataset)
-from .specs import (FLAGS, LEVELS, Finding, Object, error, is_named, is_path, note, parse_spec,
-                              warning)
+from .specs import (FLAGS, LEVELS, Finding, Object, by_kind, error, is_named, is_path, note,
+                              parse_spec, warning)
 
 # %% ../nbs/01i_doctor.ipynb #1e55860d
 @dataclass
@@ -48,17 +49,15 @@ class Diagnosis:
     def _counted(self) -> Iterator[str]:
         "A line for each class, below a head with the splits."
         splits = [s for s in ("train", "valid", "test", "") if any(s in row for row in self.counts.values())]
-        width = max([5, *map(len, self.counts)])
+        names = {name: printable(name) for name in self.counts}
+        width = max([5, *map(len, names.values())])
         yield f"{'class':<{width}}" + "".join(f"{split or 'all':>8}" for split in splits)
         for name, row in self.counts.items():
-            yield f"{name:<{width}}" + "".join(f"{row.get(split, 0):>8}" for split in splits)
+            yield f"{names[name]:<{width}}" + "".join(f"{row.get(split, 0):>8}" for split in splits)
 
     def _listed(self, most: int) -> Iterator[str]:
         "The findings by level and kind, each kind with its number."
-        by_kind = defaultdict(list)
-        for finding in sorted(self.findings, key=lambda finding: LEVELS.index(finding.level)):
-            by_kind[finding.level, finding.kind].append(finding)
-        for (level, kind), several in by_kind.items():
+        for (level, kind), several in by_kind(self.findings).items():
             yield f"{level}: {kind} ({len(several)})"
             yield from (f"    {finding}" for finding in several[:most])
             if len(several) > most: yield f"    and {len(several) - most} more"
@@ -119,14 +118,12 @@ def _annotation(target, splits: Splits) -> dict:
     return dict(objects=tuple(objects))
 
 # %% ../nbs/01i_doctor.ipynb #81a625b8
-_ENDINGS = dict(JPEG={".jpg", ".jpeg"}, MPO={".jpg", ".jpeg"}, TIFF={".tif", ".tiff"})
-
-
 def _check_names(good: list[Item]) -> Iterator[Finding]:
     "Names that do not fit the content or may trouble other programs, and images that had to be converted."
     for item in good:
         kind = item.record.format
-        if kind and suffix(item.name) not in _ENDINGS.get(kind, {f".{kind.lower()}"}):
+        said = ENDINGS.get(suffix(item.name))
+        if kind and kind != said and {kind, said} != {"JPEG", "MPO"}:  # an MPO is two JPEGs
             yield warning("mislabelled file", item.name, f"is a {kind} by content")
         if item.record.note: yield note("converted image", item.name, item.record.note)
     odd = [item.name for item in good if " " in item.name or not item.name.isascii()]

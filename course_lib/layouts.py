@@ -21,8 +21,9 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 from .core import CourseError, layouts, progress, readers
-from .data import DETECTION, MULTI, NAMES, SINGLE, SUFFIXES, Images, Splits, assign, decode
-from .files import Files, Record, index, suffix
+from .data import DETECTION, MULTI, NAMES, SINGLE, Images, Splits, assign, decode
+from .decoding import SUFFIXES, image_format
+from .files import Files, Record, index, remarks, suffix
 from .specs import (FLAGS, SPLITS, Finding, Object, detection_target, error, note, parse_options,
                               warning)
 
@@ -58,7 +59,7 @@ class Survey:
 
     def image(self, item: Item) -> np.ndarray:
         "The item's image, uint8 [H, W, 3]."
-        return decode(self.files.read(item.name))
+        return self.files.image(item.name)
 
 # %% ../nbs/01c_layouts.ipynb #1a70fe01
 class Layout(Protocol):
@@ -105,7 +106,8 @@ def survey(
         layout = kind(files, only)
         if layout.claims(): return layout.survey()
     expected = " or ".join(kind.about for kind in reversed(kinds))
-    raise CourseError(f"'{path}' holds no data set: expected {expected}")
+    seen = f"; {files.findings[0]}" if files.findings else ""
+    raise CourseError(f"'{path}' holds no data set: expected {expected}{seen}")
 
 
 def _opened(path: Path | str) -> tuple[Files, Path | None]:
@@ -128,16 +130,14 @@ def examined(
     items: list[Item],
     findings: list[Finding],  # to which is added what was found
 ) -> list[Item]:
-    "The items with their records; each image that cannot be used is a finding."
+    "The items with their records. What is not read, or only after a conversion, is a finding."
     records = index(files, sorted({item.name for item in items}))
     for name, record in records.items():
         if record.problem: findings.append(error("unreadable image", name, record.problem))
+    findings += [*files.findings, *remarks(records)]
     return [replace(item, record=records[item.name]) for item in items]
 
 # %% ../nbs/01c_layouts.ipynb #891b3652
-_UNREAD = {".gif", ".heic", ".heif", ".avif", ".jp2", ".svg", ".psd"}  # formats not read here
-
-
 @layouts.register("folder")
 class ClassFolders:
     "Class folders, alone or in train/, valid/ and test/. The first folder below the split is the class."
@@ -157,10 +157,8 @@ class ClassFolders:
         findings = [note("unread json", name, "is no COCO file: classes come from folders")
                     for name in files.names if suffix(name) == ".json"]
         items = self._items(findings)
-        for name in files.names:
-            advice = f"{suffix(name)} is not read here: convert it to jpg or png"
-            if suffix(name) in _UNREAD: findings.append(warning("unknown format", name, advice))
         used = {"/".join(item.name.split("/")[:self.depth + 1]) for item in items}
+        used |= {found.where for found in files.findings}  # what cannot be opened is named already
         findings += [error("empty class", folder, "the class folder holds no image")
                      for folder in sorted(self._class_folders() - used)]
         classes = sorted({item.label for item in items})
@@ -247,7 +245,7 @@ def boxes_made_good(
     known: Iterable[str],     # classes that a list names, with or without objects
 ) -> Survey:
     "The survey of a detection set: boxes made good, class names compared."
-    items = [_cleaned(_upright(files, item, findings), findings) for item in items]
+    items = [_cleaned(_upright(item, findings), findings) for item in items]
     classes = sorted({name for item in items for name in item.classes} | set(known))
     similar_names(classes, findings)
     return Survey(files, layout, DETECTION, items, classes, findings)
@@ -276,12 +274,12 @@ def similar_names(
             findings.append(error("unknown label", spelled, "one class under several names?"))
 
 # %% ../nbs/01c_layouts.ipynb #43c0f988
-def _upright(files: Files, item: Item, findings: list[Finding]) -> Item:
+def _upright(item: Item, findings: list[Finding]) -> Item:
     "The item with its boxes in the upright image; what its annotation says about the size is compared."
     if item.record.problem: return item
     said = item.size
     real = (item.record.width, item.record.height)
-    way = _orientation(files, item)
+    way = item.record.orientation  # 1 is not at all, 5 to 8 swap width and height
     if way > 4 and said == real[::-1] != real:
         what = "its boxes are of the image as stored: turned with it"
         findings.append(note("turned boxes", item.source, what))
@@ -293,13 +291,6 @@ def _upright(files: Files, item: Item, findings: list[Finding]) -> Item:
         what = "says {} x {}, the image has {} x {}".format(*said, *real)
         findings.append(warning("wrong size", item.source, what))
     return item
-
-
-def _orientation(files: Files, item: Item) -> int:
-    "How EXIF says an image is to be turned, 1..8: 1 is not at all, 5 to 8 swap width and height."
-    if "EXIF" not in item.record.note: return 1
-    way = Image.open(io.BytesIO(files.read(item.name))).getexif().get(0x0112, 1)
-    return way if way in range(1, 9) else 1
 
 
 def _turn(box: tuple, way: int, width: int, height: int) -> tuple:
@@ -427,7 +418,7 @@ class _FileReader:
     def __call__(self, i: int) -> np.ndarray:
         name = self.names[i]
         try:
-            if self.files.stamp(name) == self.stamps[i]: return decode(self.files.read(name))
+            if self.files.stamp(name) == self.stamps[i]: return self.files.image(name)
             why = "it has changed"
         except OSError as error: why = error
         raise CourseError(f"'{name}' cannot be read as it was ({why}): load the data again")
@@ -453,7 +444,8 @@ def _content(item: Item) -> tuple:
     "What a split's key is made of: another image or another annotation, another key."
     objects = [(thing.name, thing.box, *(getattr(thing, flag) for flag in FLAGS)) for thing in item.objects]
     labels = [(name, (), False, False, False) for name in item.labels]  # as caches have always been named
-    return item.record.digest, item.label, objects + labels
+    shown = f" from {item.record.scale}" if item.record.scale else ""
+    return item.record.digest + shown, item.label, objects + labels
 
 # %% ../nbs/01c_layouts.ipynb #255e5cd9
 def write_dataset(
@@ -485,7 +477,7 @@ def put_image(
     "The path that the image is written to: its item's name if that is free, with the ending of its content."
     folder.mkdir(parents=True, exist_ok=True)
     name = PurePosixPath(item.name)
-    kind = Image.open(io.BytesIO(data)).format or ""
+    kind = image_format(data)
     end = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(kind, f".{kind.lower()}")
     if end not in SUFFIXES:  # a GIF called 1.jpg, say: as a png it is read everywhere
         Image.fromarray(decode(data)).save(buffer := io.BytesIO(), format="png")

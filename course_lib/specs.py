@@ -2,9 +2,10 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'FLAGS', 'LEVELS', 'error', 'warning', 'note', 'parse_options', 'parse_spec', 'is_named', 'is_path',
-           'Object', 'detection_target', 'Finding']
+           'Object', 'detection_target', 'Finding', 'by_kind']
 
 # %% ../nbs/01a_specs.ipynb #5a01aa03
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from urllib.parse import parse_qsl
 
 # %% ../nbs/01a_specs.ipynb #5a01aa04
 import numpy as np
-from .core import CourseError, sources
+from .core import CourseError, printable, sources
 
 # %% ../nbs/01a_specs.ipynb #1fc471e6
 def parse_options(
@@ -37,7 +38,7 @@ def parse_spec(
     options: dict,  # over which those of the spec do not win
 ) -> tuple[str, int, dict[str, str]]:
     "Name or path, seed, and the options as text. CourseError without a name or for a reserved option."
-    name, _, query = str(spec).partition("?")
+    name, query = _name_and_query(str(spec))
     if not name:
         raise CourseError("the data has no name: give a name from `course data list`, a folder or a file")
     options = {**dict(parse_qsl(query, keep_blank_values=True)), **{k: str(v) for k, v in options.items()}}
@@ -45,6 +46,21 @@ def parse_spec(
     reserved = options.keys() & {"name", "path", "year"}  # arguments of the functions that load
     if reserved: raise CourseError(f"unknown data option '{reserved.pop()}'")
     return name, seed, options
+
+
+def _name_and_query(spec: str) -> tuple[str, str]:
+    "What stands before and behind the `?` of a spec; one that belongs to a path that is there ends no name."
+    ends = [place for place, letter in enumerate(spec) if letter == "?"]
+    for end in [len(spec), *reversed(ends)] if ends else ():
+        if _exists(spec[:end]): return spec[:end], spec[end + 1:]
+    name, _, query = spec.partition("?")
+    return name, query
+
+
+def _exists(path: str) -> bool:
+    "Whether there is a file or folder of that name."
+    try: return path != "" and Path(path).expanduser().exists()
+    except (OSError, RuntimeError, ValueError): return False  # too long, not a name, or no such user
 
 # %% ../nbs/01a_specs.ipynb #5a01aa08
 def is_named(
@@ -59,8 +75,7 @@ def is_path(
 ) -> bool:
     "Whether a spec means a file or folder: it is no data set's name, and it is there or written like one."
     if is_named(name): return False
-    try: return any(c in name for c in "/\\.~ ") or Path(name).exists()
-    except (OSError, ValueError): return False  # too long, or not a name
+    return any(c in name for c in "/\\.~ ") or _exists(name)
 
 # %% ../nbs/01a_specs.ipynb #9e87eee6
 SPLITS = dict(train="train", training="train", valid="valid", val="valid", validation="valid", test="test",
@@ -102,7 +117,17 @@ class Finding:
     where: str  # a file, a class or a split
     what: str   # in plain words
 
-    def __str__(self): return f"{self.where}: {self.what}"
+    def __str__(self): return printable(f"{self.where}: {self.what}")
 
 
 error, warning, note = (partial(Finding, level) for level in LEVELS)
+
+
+def by_kind(
+    findings: Iterable[Finding],
+) -> dict[tuple[str, str], list[Finding]]:
+    "The findings of each level and kind, the worst level first."
+    kinds = defaultdict(list)
+    for finding in sorted(findings, key=lambda finding: LEVELS.index(finding.level)):
+        kinds[finding.level, finding.kind].append(finding)
+    return dict(kinds)

@@ -9,7 +9,6 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -17,8 +16,9 @@ from typing import NamedTuple
 
 # %% ../nbs/01g_tables.ipynb #9ffbe702
 from .core import CourseError, layouts
-from .data import DETECTION, MULTI, SINGLE, SUFFIXES
-from .files import LABELS, Files, _wrapper, find_image, read_json, read_text, suffix
+from .data import DETECTION, MULTI, SINGLE
+from .decoding import SUFFIXES
+from .files import LABELS, Files, find_image, read_json, read_text, suffix
 from .layouts import (UNCLEAR, Item, Layout, Survey, boxes_made_good, examined, put_image,
                                 refuse_without_boxes, similar_names)
 from .specs import FLAGS, SPLITS, Finding, Object, error, note, warning
@@ -336,12 +336,7 @@ def _is_about(files: Files, rows: list[tuple[int, dict]], names: list[str]) -> b
 
 def _layout_without(files: Files, table: str) -> Layout | None:
     "The layout that claims the files without the table, stepping into a folder that wraps the rest."
-    step = _wrapper([name for name in files.names if name != table])
-    inner = copy(files)
-    vars(inner).pop("images", None)
-    inner.prefix += step
-    inner.names = [name[len(step):] for name in files.names if name.startswith(step)]
-    inner.folders = [name[len(step):] for name in files.folders if name.startswith(step) and name != step]
+    inner = files.beside(table)
     kinds = sorted(layouts.discover().values(), key=lambda kind: -kind.rank)
     below = (kind(inner, None) for kind in kinds if kind.rank < Table.rank)
     return next((layout for layout in below if layout.claims()), None)

@@ -17,7 +17,8 @@ from xml.etree import ElementTree
 # %% ../nbs/01d_voc.ipynb #2a7d39f5
 import numpy as np
 from .core import layouts
-from .data import DETECTION, SUFFIXES
+from .data import DETECTION
+from .decoding import SUFFIXES
 from .files import Files, read_lines, suffix
 from .layouts import (UNCLEAR, UNLISTED, Item, Survey, boxes_made_good, examined, put_image,
                                 refuse_without_boxes)

@@ -7,7 +7,6 @@ __all__ = ['Yolo']
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import yaml
 from .core import CourseError, layouts, log
 from .data import DETECTION
-from .files import Files, _walk, _zip_listing, find_image, read_text, suffix
+from .files import Files, find_image, read_text, suffix
 from .layouts import (UNLISTED, Item, Survey, boxes_made_good, examined, put_image,
                                 refuse_without_boxes)
 from .specs import SPLITS, Finding, Object, error, note, warning
@@ -58,12 +57,8 @@ def _around(files: Files) -> Files:
     "The same files, or all from the folder on in which the list of the names lies."
     described = [name for name in files.names if suffix(name) in _YAML or _lists_names(name)]
     if not files.prefix or described: return files
-    whole = copy(files)
-    vars(whole).pop("images", None)  # those of the inner folder
-    names, folders = _zip_listing(files._archive()) if files.packed else _walk(files.root)
     for n in range(files.prefix.count("/"))[::-1]:
-        whole.prefix = "".join(f"{part}/" for part in files.prefix.split("/")[:n])
-        whole.names, whole.folders = whole._below(names), [name for name in whole._below(folders) if name]
+        whole = files.seen_from("".join(f"{part}/" for part in files.prefix.split("/")[:n]))
         if any("/" not in name and (suffix(name) in _YAML or _lists_names(name)) for name in whole.names):
             return whole
     return files

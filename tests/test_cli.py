@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import vouched
+from making import encoded, put, scene, vouched
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -177,6 +177,63 @@ def test_predict_says_how_many_images_it_cannot_read(digits, bundle, tmp_path, c
     assert "1 of them cannot be read" in capsys.readouterr().err
     assert main(["predict", str(bundle), str(digits), "--out", str(tmp_path / "p.json")]) == 0
     assert "cannot be read" not in capsys.readouterr().err
+
+
+# ---- nothing is dropped without a word
+
+@pytest.fixture
+def untidy(digits, tmp_path):
+    "Class folders with two broken images, a file of another format, and images outside train/."
+    root = tmp_path / "untidy"
+    for k in range(2): shutil.copytree(digits / f"ziffer {k} ü", root / "train" / str(k))
+    for i in range(2): (root / "train" / "0" / f"{i}.png").write_bytes(b"no image")
+    for i in range(3): put(root / "later" / "0" / f"{i}.png", encoded(scene(i)))
+    put(root / "train" / "1" / "x.svg", b"<svg/>")
+    return root
+
+
+def test_train_and_evaluate_say_what_they_leave_out_by_kind(untidy, tmp_path, capsys):
+    for words in (["train", "forest", "--trees", "3", "--out"], ["evaluate"]):
+        assert main([*words, str(tmp_path / "m"), "--data", str(untidy)]) == 0
+        said = capsys.readouterr().err.splitlines()
+        assert "error: unreadable image (2), such as train/0/0.png: not an image" in said
+        assert any(line.startswith("warning: no split (3), such as later/0/0.png:") for line in said)
+        assert any(line.startswith("warning: unknown format (1), such as train/1/x.svg:") for line in said)
+        assert f"all of them: course data check {untidy}" in said and len(said) <= 7, said
+
+
+def test_nothing_left_out_is_one_line(digits, bundle, capsys):
+    assert main(["evaluate", str(bundle), "--data", str(digits)]) == 0
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_predict_counts_what_it_does_not_read_by_ending(digits, bundle, tmp_path, capsys):
+    folder = tmp_path / "mixed"
+    shutil.copytree(digits / "ziffer 1 ü", folder)
+    for name in ("a.svg", "b.SVG", "notes", "deeper/c.xcf"): put(folder / name, b"something")
+    assert main(["predict", str(bundle), str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 40 and err.splitlines()[-1].endswith(": 2 .svg, 1 .xcf, 1 without ending")
+    for image in folder.glob("*.png"): image.unlink()
+    assert "only 2 .svg, 1 .xcf, 1 without ending" in one_line(capsys, "predict", bundle, folder)
+    assert main(["predict", str(bundle), str(folder / "a.svg")]) == 2
+    assert "convert it to jpg or png" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="these characters are no part of names on Windows")
+def test_names_with_question_marks_and_line_breaks_work(digits, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = Path("odd?dir") / "set?n=3"
+    for k, name in enumerate(("what?", "two\nlines")): shutil.copytree(digits / f"ziffer {k} ü", data / name)
+    (data / "what?" / "0.png").rename(data / "what?" / "0\n?.png")
+    assert main(["data", "check", str(data)]) == 0
+    assert main(["train", "forest", "--trees", "3", "--data", f"{data}?valid=0.2", "--out", "m?"]) == 0
+    assert main(["evaluate", "m?", "--data", f"{data}?valid=0.2"]) == 0
+    out = capsys.readouterr().out
+    assert r"two\nlines" in out and "\nlines" not in out
+    assert main(["predict", "m?", str(data)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 80 and lines[-40].startswith(r"what?/0\n?.png: ")
 
 
 def test_evaluate_does_not_mind_another_order_of_classes(digits, bundle, capsys, monkeypatch):

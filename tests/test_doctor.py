@@ -487,21 +487,21 @@ def test_voc_pairs_by_name_then_by_filename_and_each_image_once(tmp_path):
     assert pairs(folder)["Annotations/3.xml"] == "JPEGImages/3.png"
 
 
-def turned(orientation, width=64, height=48):
+def turned(orientation, width=64, height=48, kind="png"):
     "An image that EXIF turns, with a bright object at (4, 6, 24, 16) as stored."
     image, exif = np.zeros((height, width, 3), np.uint8), Image.Exif()
     image[6:16, 4:24] = 255
     exif[0x0112] = orientation
-    return encoded(image, exif=exif)
+    return encoded(image, kind, exif=exif)
 
 
-@pytest.mark.parametrize("layout", ["voc", "coco"])
+@pytest.mark.parametrize("layout, kind", [("voc", "png"), ("voc", "tiff"), ("coco", "png"), ("coco", "tiff")])
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_boxes_of_the_stored_image_are_turned_with_it(layout, orientation, tmp_path):
+def test_boxes_of_the_stored_image_are_turned_with_it(layout, kind, orientation, tmp_path):
     if layout == "voc": folder = voc(tmp_path / "data", xml={0: voc_xml([("cat", (4, 6, 24, 16))])})
     else: folder = coco(tmp_path / "data", edit=edit("annotations", 0, "bbox", to=[4, 6, 20, 10]))
     name = "JPEGImages/0.png" if layout == "voc" else "images/0.png"
-    put(folder / name, turned(orientation))
+    put(folder / name, turned(orientation, kind=kind))
     found = survey(folder)
     [item] = [item for item in found.items if item.name == name]
     x1, y1, x2, y2 = map(int, item.objects[0].box)
@@ -992,10 +992,10 @@ KNOCK_OUTS = {  # the room, the name in it, what takes its place, and the check 
                          lambda root: check_near_duplicates(CHANGES["webp"], root)),
     "no box cleaned": (layouts, "clean_boxes", lambda objects, *_: (objects, []),
                        lambda root: check_voc(root, "zero area")),
-    "size not compared": (files, "look", lambda content: replace(look(content), width=1, height=48),
+    "size not compared": (files, "look", lambda content, scales: replace(look(content), width=1, height=48),
                           lambda root: check_voc(root, "wrong size")),
     "nothing missed": (doctor, "missing_classes", lambda *_: [], lambda root: check_missing(root)),
-    "unread files pass": (files, "look", lambda content: describe(np.zeros((9, 9, 3), np.uint8)),
+    "unread files pass": (files, "look", lambda content, scales: describe(np.zeros((9, 9, 3), np.uint8)),
                           lambda root: check_unreadable(root)),
     "copies agree whatever they say": (doctor, "_answer", lambda item: frozenset(),
                                        lambda root: check_copies(root)),
