@@ -4,8 +4,9 @@
 __all__ = ['PATHS', 'SPEC', 'argument_comments', 'add_options', 'option_type', 'data_list', 'refuse_unknown', 'data_check',
            'data_render', 'train', 'tell', 'train_list', 'untrained', 'learnt_from_valid', 'evaluate_bundle',
            'score_table', 'predict', 'images_at', 'kinds_of', 'opened', 'make_room', 'predict_batch', 'predict_boxes',
-           'drawn_file', 'save_image', 'likely', 'as_line', 'student_edition', 'notebooks_run', 'Parser', 'make_parser',
-           'natural', 'named_model', 'run', 'Speaker', 'main']
+           'drawn_file', 'save_image', 'likely', 'as_line', 'cache_show', 'cache_clear', 'cache_table',
+           'student_edition', 'notebooks_run', 'Parser', 'make_parser', 'natural', 'named_model', 'run', 'Speaker',
+           'main']
 
 # %% ../nbs/91b_cli.ipynb #978519c2
 import argparse
@@ -436,6 +437,43 @@ def as_line(
     words = [f"{p['label']} {p['probability']:.2f}" for p in row["predictions"]]
     return printable(f"{file}: {', '.join(words) or 'nothing above the threshold'}")
 
+# %% ../nbs/91b_cli.ipynb #f97b5ad5
+def cache_show(args) -> int:
+    "Print the caches, the one that was used last first."
+    from course_lib.caches import caches
+    found = caches()
+    print(cache_table(found))
+    if found: print("`course cache clear` removes them; what is needed again is computed again")
+    return 0
+
+
+def cache_clear(args) -> int:
+    "Remove all caches, after a question; 1 if any stays."
+    from course_lib.caches import caches, remove
+    found = caches()
+    print(cache_table(found))
+    if not found: return 0
+    if not args.yes and not sys.stdin.isatty():
+        print("nothing was removed: `course cache clear --yes` removes these", file=sys.stderr)
+        return 1
+    if not args.yes and input("remove them? [y/N] ").strip().lower() not in ("y", "yes"): return 1
+    stay = [cache for cache in found if not remove(cache)]
+    for cache in stay: print(f"{cache.name} is in use by another process: it stays", file=sys.stderr)
+    print(f"removed {len(found) - len(stay)} of {len(found)}")
+    return 1 if stay else 0
+
+
+def cache_table(
+    found: list,  # of `Cache`
+) -> str:
+    "Where the caches are, a line for each, and the sum of their sizes."
+    lines = [printable(str(found[0].paths[0].parent))] if found else []
+    for cache in found:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(cache.used))
+        lines.append(f"{cache.name:<33} {cache.size / 1e6:>9.1f} MB  {used}  {printable(cache.of)}")
+    total = sum(cache.size for cache in found)
+    return "\n".join([*lines, f"{len(found)} cache{'' if len(found) == 1 else 's'}, {total / 1e6:.1f} MB"])
+
 # %% ../nbs/91b_cli.ipynb #e6686af7
 def student_edition(args) -> int:
     "Write the course to work in."
@@ -479,6 +517,7 @@ def make_parser(
     _add_data(commands)
     _add_train(commands, model)
     _add_use(commands)
+    _add_cache(commands)
     notebooks = _group(commands, "notebooks", "run the course's notebooks")
     action = _add(
         notebooks, "run", notebooks_run, "run the notebooks, collect their results, print the leaderboard"
@@ -611,6 +650,13 @@ def _add_use(commands) -> None:
     action.add_argument(
         "--draw", metavar="OUT", help="a folder for the images with boxes and names drawn; for detectors"
     )
+
+
+def _add_cache(commands) -> None:
+    cache = _add(commands, "cache", cache_show, "show what is kept on disk of what was computed from images")
+    actions = cache.add_subparsers(metavar="ACTION")
+    action = _add(actions, "clear", cache_clear, "remove these caches, after a question")
+    action.add_argument("--yes", action="store_true", help="do not ask")
 
 # %% ../nbs/91b_cli.ipynb #3a717eb1
 def run(

@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 # %% ../nbs/01b_files.ipynb #a77eaf48
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from .core import CourseError, home
+from .caches import cache_path, note_use
+from .core import CourseError
 from .data import SUFFIXES, decode_with, parallel
 
 # %% ../nbs/01b_files.ipynb #bf227efa
@@ -199,7 +200,7 @@ def index(
 ) -> dict[str, Record]:
     "A record for each image. What was seen before and has not changed since is not read again."
     where = f"{files.root.resolve()}|{files.prefix}"
-    path = home() / "cache" / f"index-{sha1(where.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.json"
+    path = cache_path("index", where, ".json")
     known = _known(path)
     stamps = {name: files.stamp(name) for name in names}
     new = [name for name in names if not stamps[name] or known.get(name, [None])[0] != stamps[name]]
@@ -211,6 +212,7 @@ def index(
     for name, record in zip(new, parallel(look_at, new, "looking at images")):
         known[name] = [stamps[name], asdict(record)]
     if new: _write_json(path, {name: known[name] for name in names})
+    note_use(path, str(files.root.resolve()))
     return {name: Record(**known[name][1]) for name in names}
 
 

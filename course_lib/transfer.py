@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 from torchvision import models as zoo
-from .core import CourseError, build_once, home, progress, within
+from .caches import cache_file
+from .core import CourseError, build_once, progress, within
 from .data import Images, pixels, to_float
 from .loop import History, Job, learn, make_task
 from .training import Recipe
@@ -101,10 +102,9 @@ def embeddings(
     def write(part):
         with open(part, "wb") as file:
             np.save(file, embed(backbone, pixels(dataset, input_size), views, device, precision))
-    key = sha1(
-        f"{fingerprint(backbone)}:{dataset.key}:{input_size}:{views}:{precision}".encode()
-    ).hexdigest()[:20]
-    return np.load(build_once(home() / "cache" / f"embeddings-{key}.npy", write), mmap_mode="r")
+    key = f"{fingerprint(backbone)}:{dataset.key}:{input_size}:{views}:{precision}"
+    of = f"{backbone.name} about {len(dataset)} of {input_size} pixels, {dataset.names[0]} ..."
+    return np.load(cache_file("embeddings", key, ".npy", write, of), mmap_mode="r")
 
 # %% ../nbs/09_transfer.ipynb #f976ccf0
 def embed(
