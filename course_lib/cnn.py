@@ -7,6 +7,7 @@ __all__ = ['BLOCK_WIDTHS', 'ConvBlock', 'of_size', 'ConvNet', 'cnn', 'Residual',
 import torch.nn.functional as F
 from torch import nn
 from .core import CourseError, within
+from .options import Size
 from .predictors import network
 
 # %% ../nbs/06_cnn.ipynb #5d710ff0
@@ -69,7 +70,7 @@ class ConvNet(nn.Module):
 @network("cnn", epochs=40)
 def cnn(
     classes: int,         # K
-    size: str = "base",   # small, base or large: 16, 32 or 64 channels in the first of four blocks
+    size: Size = "base",  # small, base or large: 16, 32 or 64 channels in the first of four blocks
     dropout: float = 0.2, # share of the features that training leaves out, 0..1
 ) -> nn.Module:
     "Four convolution blocks with batch normalization and dropout."
@@ -97,7 +98,7 @@ class Residual(nn.Module):
 @network("cnn-residual", epochs=30)
 def cnn_residual(
     classes: int,         # K
-    size: str = "base",   # small, base or large: 16, 32 or 64 channels in the first of four blocks
+    size: Size = "base",  # small, base or large: 16, 32 or 64 channels in the first of four blocks
     dropout: float = 0.2, # share of the features that training leaves out, 0..1
 ) -> nn.Module:
     "Four convolution blocks, each followed by a residual unit."

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from .caches import cache_file
 from .core import CourseError, build_once, home, progress, readers, sources
 from .decoding import common_scales, decoding, eight_bits, extent, grey_values, read_image
 from .specs import Finding, is_path, parse_spec
@@ -207,7 +208,6 @@ def pixels(
 ) -> np.ndarray:        # uint8 [N, size, size, 3], memory-mapped, read only
     "The whole split at one size. Each image is decoded once; later calls read the file that the first made."
     if not len(dataset): return np.zeros((0, size, size, 3), np.uint8)
-    key = sha1(f"{dataset.key}:{size}:{fit}".encode()).hexdigest()[:20]
 
     def write(part: Path) -> None:
         _check_room(part.parent, len(dataset) * size * size * 3)
@@ -216,7 +216,8 @@ def pixels(
         for _ in parallel(put, range(len(dataset)), "decoding images"): pass
         out.flush()
 
-    path = build_once(home() / "cache" / f"pixels-{key}.npy", write)
+    of = f"{len(dataset)} of {size} x {size} pixels, {dataset.names[0]} ..."
+    path = cache_file("pixels", f"{dataset.key}:{size}:{fit}", ".npy", write, of)
     try: return np.load(path, mmap_mode="r")
     except (ValueError, EOFError): path.unlink()  # cut short, after a full disk or a copy: make it again
     return np.load(build_once(path, write), mmap_mode="r")

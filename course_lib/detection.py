@@ -8,7 +8,7 @@ __all__ = ['ERROR_KINDS', 'detections', 'place_in', 'CocoMetric', 'AveragePrecis
 # %% ../nbs/15_detection.ipynb #e9cf7581
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from torchvision.ops import box_area
 from .boxes import decode, intersection_and_union, iou, nms
 from .core import Bundle, CourseError, formats, within
 from .data import DETECTION, Splits, resize
-from .ssd import SSD, multibox_loss
+from .ssd import SSD, heads, multibox_loss
 from .loop import History, Job, learn
 from .training import Recipe, tasks
+from .options import RANDOM, Weights
 from .predictors import Architecture, Saved, about_training, network, predictors
 from .device import autocast, keep_memory
 from .weights import RAW
@@ -258,7 +259,7 @@ def best_threshold(
 # %% ../nbs/15_detection.ipynb #f6895e76
 def learn_detector(
     job: Job,                        # its model is an `SSD`
-    weights: str = "published",      # of the backbone, or none: random ones
+    weights: Weights = "published",  # of the backbone, or none: random ones
     frozen: int = 1,                 # so many of the backbone's four stages keep their published weights
     backbone_lr_scale: float = 0.3,  # the learning rate of the others, as a share of the head's
 ) -> History:
@@ -298,18 +299,18 @@ def trained_detector(
 
 # %% ../nbs/15_detection.ipynb #1a304d65
 @network("ssd", learn_detector, tasks=(DETECTION,), input_size=320,
-         unused=("label_smoothing", "progressive_resizing"), epochs=60, batch_size=8, learning_rate=0.001,
-         weight_decay=0.01, augment="ssd", grad_clip=10.0)
+         unused=("label_smoothing", "progressive_resizing", "loss"), idle=RANDOM, epochs=60,
+         batch_size=8, learning_rate=0.001, weight_decay=0.01, augment="ssd", grad_clip=10.0)
 def ssd(
     classes: int,                    # K, without the background
-    input_size: int = 320,
+    input_size: int = 320,           # side of the images in pixels
     backbone: str = "mobilenet_v2",  # any convolutional one of torchvision's classifiers, or timm:NAME
-    head: str = "shared",            # one for all maps; plain: one for each; lite: these depthwise
+    head: Annotated[str, heads] = "shared",  # one for all maps; plain: one for each; lite: these depthwise
     pyramid: int = 128,              # channels of a feature pyramid; 0: none
-    finest: int = 8,                 # pixels per cell of the first map: 8, 16 or 32
+    finest: Literal[8, 16, 32] = 8,  # pixels per cell of the first map
     width: int = 128,                # channels of the maps behind the backbone
     smallest: float = 0.07,          # scale of the first map's anchors, as a share of the image's side
-    largest: float = 0.9,            # of the last map's
+    largest: float = 0.9,            # scale of the last map's anchors
 ) -> nn.Module:
     "A published backbone and the head of a single shot detector: boxes and classes."
     return SSD(classes, backbone, input_size, head, pyramid, finest, width, smallest, largest)

@@ -18,6 +18,7 @@ from typing import Any
 
 # %% ../nbs/01h_downloads.ipynb #c546a2e7
 import numpy as np
+from .caches import cache_file
 from .core import CourseError, build_once, home, sources
 from .data import NAMES, SINGLE, Images, Splits, assign, parallel, to_rgb
 from .files import describe
@@ -133,7 +134,8 @@ def _carve(name: str, train: Images, seed: int, share: float) -> dict[str, Image
         digests = parallel(look_at, list(range(len(train))), f"reading {name}")
         path.write_text(json.dumps(list(digests)))
 
-    digests = json.loads(build_once(home() / "cache" / f"digests-{train.key}.json", write).read_text())
+    path = cache_file("digests", train.key, ".json", write, f"{len(train)} of {name}")
+    digests = json.loads(path.read_text())
     labels = defaultdict(set)
     for digest, target in zip(digests, train.targets, strict=True): labels[digest].add(target)
     split_of = assign(labels, seed, valid=share, test=0)

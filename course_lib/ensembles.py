@@ -8,6 +8,7 @@ __all__ = ['joins', 'ConcatBackbones', 'at_logits', 'MLPHead', 'regularized', 'S
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from .core import CourseError, Registry
 from .data import Images, pixels
 from .evaluation import single_label
 from .loop import History, Job
+from .options import JOINED
 from .predictors import Network, extends, network
 from .device import device_of
 from .weights import RAW
@@ -224,11 +226,12 @@ def member_log_probs(
     return torch.stack(own).numpy()
 
 
-@network("ensemble", learn_ensemble, epochs=10, batch_size=32, learning_rate=0.001, grad_clip=1.0)
+@network("ensemble", learn_ensemble, idle=JOINED, epochs=10, batch_size=32, learning_rate=0.001,
+         grad_clip=1.0)
 def ensemble(
     classes: int,         # K
     members: str = "mobilenet_v2,timm:tf_efficientnet_lite0",  # backbones, joined by commas
-    join: str = "vote",   # vote, weighted, stack; or logits, regularized: one head on frozen backbones
+    join: Annotated[str, joins] = "vote",  # logits and regularized are one head on frozen backbones
     enlarge: int = 128,   # smaller images are enlarged to this side
 ) -> nn.Module:
     "Several published backbones that decide together."

@@ -20,11 +20,13 @@ from pathlib import Path, PurePosixPath
 # %% ../nbs/01b_files.ipynb #a77eaf48
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from .core import CourseError, home
+from .caches import cache_path, note_use
+from .core import CourseError
 from .data import decode, parallel, to_rgb
 from .decoding import (SUFFIXES, Stored, common_scales, decoding, extent, grey_values,
                                  looks_like_an_image, read_image)
 from .specs import Finding, error, note, warning
+
 
 # %% ../nbs/01b_files.ipynb #bf227efa
 def suffix(
@@ -347,7 +349,7 @@ def index(
 
     What was seen before and has not changed since is not read again."""
     where = f"{files.root.resolve()}|{files.prefix}"
-    path = home() / "cache" / f"index-{sha1(where.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.json"
+    path = cache_path("index", where, ".json")
     known = _known(path)
     stamps = {name: files.stamp(name) for name in names}
     new = [name for name in names if not stamps[name] or known.get(name, [None])[0] != stamps[name]]
@@ -357,6 +359,7 @@ def index(
              and found[name].scale != files.scales[found[name].extent[0]]]
     found |= _look_at_all(files, other, files.scales)
     if new or other: _write_json(path, {name: [stamps[name], asdict(found[name])] for name in names})
+    note_use(path, str(files.root.resolve()))
     return {name: found[name] for name in names}
 
 

@@ -22,6 +22,7 @@ from .data import pixels, to_float
 from .loop import History, Job, make_task
 from .training import Recipe
 from .device import device_of
+from .options import FROZEN, Strategy, Weights
 from .predictors import network
 from .weights import RAW, at_hand, build, pretrained, published, torch_cache
 from .transfer import Transfer, follow, phases, stages
@@ -230,8 +231,8 @@ class HybridModel(Transfer):
 # %% ../nbs/12_hybrid.ipynb #daaa381b
 def learn_hybrid(
     job: Job,                     # its model is a `HybridModel`, or another with a `backbone` and a `head`
-    strategy: str = "full",       # frozen: bridge and classifier; progressive: stage by stage; full: all
-    weights: str = "published",   # published, or none: random ones
+    strategy: Strategy = "full",  # frozen: bridge and classifier; progressive: stage by stage; full: all
+    weights: Weights = "published",  # published, or none: random ones
     stage_lr_decay: float = 0.9,  # learning rate of a stage, as a share of that of the next
 ) -> History:
     "Train a model. CourseError if weights are not available, or if a step would see a single image."
@@ -270,7 +271,7 @@ def refuse_single(
     )
 
 
-@network("hybrid", learn_hybrid, epochs=10, batch_size=32, learning_rate=0.001, grad_clip=1.0)
+@network("hybrid", learn_hybrid, idle=FROZEN, epochs=10, batch_size=32, learning_rate=0.001, grad_clip=1.0)
 def hybrid(
     classes: int,                    # K
     backbone: str = "mobilenet_v2",  # or a mobilenet_v3, or ssdlite320_mobilenet_v3_large

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from .cnn import of_size
 from .core import within
+from .options import Size
 from .predictors import network
 from .training import optimizers
 
@@ -118,7 +119,7 @@ def _stages(
 @network("resnet", epochs=30, **MUON)
 def resnet(
     classes: int,        # K
-    size: str = "base",  # small, base or large: 32, 64 or 96 channels in the first of three stages
+    size: Size = "base", # small, base or large: 32, 64 or 96 channels in the first of three stages
     blocks: int = 1,     # residual units in a stage
 ) -> nn.Module:
     "Pre-activation residual units in three stages."
@@ -147,7 +148,7 @@ class DenseBlock(nn.Module):
 @network("densenet", epochs=30, **MUON)
 def densenet(
     classes: int,        # K
-    size: str = "base",  # small, base or large: 32, 64 or 96 channels after the first convolution
+    size: Size = "base", # small, base or large: 32, 64 or 96 channels after the first convolution
     layers: int = 4,     # in each of three dense blocks
 ) -> nn.Module:
     "Dense blocks, in which every layer sees all before it, with transitions that halve side and channels."
@@ -192,7 +193,7 @@ class DepthwiseSeparableConv(nn.Sequential):
 @network("separable", epochs=30, **MUON)
 def separable(
     classes: int,        # K
-    size: str = "base",  # small, base or large: 32, 64 or 96 channels in the first of three stages
+    size: Size = "base", # small, base or large: 32, 64 or 96 channels in the first of three stages
     blocks: int = 2,     # residual units in a stage
 ) -> nn.Module:
     "Residual units of depthwise separable convolutions: few parameters, few multiplications."
@@ -202,7 +203,7 @@ def separable(
 @network("hybrid-attention", epochs=30, **MUON)
 def hybrid_attention(
     classes: int,           # K
-    size: str = "base",     # small, base or large: 32, 64 or 96 channels in the first of three stages
+    size: Size = "base",    # small, base or large: 32, 64 or 96 channels in the first of three stages
     attention: bool = True, # squeeze-and-excitation in the residual units
     dense: bool = True,     # a dense block after each unit; without it a second unit
     early: bool = True,     # as wide as the resnet in two stages and 5/8 in the third; without it 3/4 in each

@@ -15,6 +15,7 @@ from .core import CourseError, evaluators, log
 from .data import MULTI, Images, Splits
 from .evaluation import class_scores, predicted
 from .loop import History, Job
+from .options import HEAD_ALONE
 from .predictors import Network, extends, network
 from .training import Classification, losses, tasks
 from .transfer import learn_transfer, transfer
@@ -186,8 +187,8 @@ def evaluate_labels(
     return scores | dict(images=len(dataset), seconds=seconds, images_per_second=len(dataset) / seconds)
 
 # %% ../nbs/10_multilabel.ipynb #aecbc051
-@network("multilabel", learn_multilabel, find_thresholds, epochs=10, batch_size=32, learning_rate=0.001,
-         grad_clip=1.0)
+@network("multilabel", learn_multilabel, find_thresholds, idle=HEAD_ALONE, epochs=10, batch_size=32,
+         learning_rate=0.001, grad_clip=1.0)
 def multilabel(
     classes: int,                    # K
     backbone: str = "mobilenet_v2",  # of torchvision's classifiers that end in a linear layer, or timm:NAME

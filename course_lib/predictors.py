@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 # %% ../nbs/05c_predictors.ipynb #7f060df8
 import numpy as np
@@ -34,6 +34,7 @@ from .combine import concat
 from .evaluation import temperature
 from .training import LEAST, Recipe
 from .loop import History, Job, learn, make_task, reserve
+from .options import NAMED, OF_RECIPES, Idle, refuse_idle
 
 # %% ../nbs/05c_predictors.ipynb #9129a898
 TTA_VIEWS = (1, 2, 6)  # of an image that can be averaged: see `tta_views`
@@ -185,6 +186,7 @@ class Architecture:
     input_size: int | None = None   # by default; None: as the images are, within `sizes` of the network
     defaults: dict = field(default_factory=dict)  # of the recipe, where this network needs others
     unused: tuple[str, ...] = ()    # options that mean nothing to it
+    idle: tuple[Idle, ...] = ()     # options that do nothing while others have certain values
 
     def size_for(self,
         model: nn.Module,
@@ -206,7 +208,8 @@ class Architecture:
             + arguments_of(self.learn)[1:]
             + arguments_of(predictors[self.tasks[0]])[4:]
         )
-        recipe = [p.replace(default=self.defaults.get(p.name, p.default)) for p in arguments_of(Recipe)]
+        recipe = [p.replace(default=self.defaults.get(p.name, p.default),
+                            annotation=NAMED.get(p.name, p.annotation)) for p in arguments_of(Recipe)]
         general = [p.replace(default=self.input_size) if p.name == "input_size" else p for p in general]
         found = {
             p.name: p.replace(kind=p.KEYWORD_ONLY)
@@ -228,16 +231,19 @@ def network(
     tasks: tuple[str, ...] = (SINGLE, MULTI),
     input_size: int | None = None,
     unused: tuple[str, ...] = (),
+    idle: tuple[Idle, ...] = (),
     **defaults,
 ):
     """A decorator for a function(classes, **arguments) that builds a network: files it in `networks`, and in
     `models` a function(splits, **options) that trains it. The options are its own arguments, `learn`'s, and
     the recipe's fields."""
     def add(build):
-        architecture = Architecture(name, build, learn, finish, tasks, input_size, defaults, unused)
+        architecture = Architecture(name, build, learn, finish, tasks, input_size, defaults, unused, idle)
         def train(splits, **options):
             asked = inspect.signature(train).bind(splits, **options)
             asked.apply_defaults()
+            whole = dict(asked.arguments)
+            refuse_idle((*OF_RECIPES, *idle), options, dict(whole, task=splits.task))
             free = {
                 what: asked.arguments.pop(what, None) for what in ("splits", "device", "folder", "resume")
             }
@@ -245,11 +251,11 @@ def network(
                 reserve(
                     free["folder"], free["resume"], dict(asked.arguments, model=name, data=splits.fingerprint)
                 )
-            return train_network(architecture, splits, **options)
+            return train_network(architecture, **whole)
         train.__signature__ = inspect.Signature(architecture.parameters())
         documented = (
-            train_network,
             build,
+            train_network,
             *getattr(learn, "documented_in", (learn,)),
             predictors[tasks[0]],
             Recipe,
@@ -301,9 +307,9 @@ NEEDS = {
 def train_network(
     architecture: Architecture,
     splits: Splits,
-    input_size: int | None = None,   # side of the images in pixels (default: their own, if it suits)
-    device: str = "auto",            # cpu, cuda, mps, or auto: the best there is
-    resume: bool = False,            # go on with an unfinished run
+    input_size: int | None = None,   # side of the images in pixels; default: their own, if it suits
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # auto: the best there is
+    resume: bool = False,            # go on with the unfinished run beside the bundle, if there is one
     with_valid: bool = False,        # learn from the validation images too: none are left to choose by
     folder: Path | None = None,      # for checkpoints and TensorBoard's files
     **options,                       # of the network, of how it learns and predicts, and of the recipe
@@ -349,7 +355,7 @@ def trained_classifier(
     job: Job,              # that was done
     arguments: dict,       # of `architecture.build`
     history: History,
-    tta: int = 1,        # test-time augmentation: average over 1, 2 or 6 views of an image
+    tta: Literal[1, 2, 6] = 1,  # test-time augmentation: average over so many views of an image
 ) -> Network:
     "The network as a predictor; with one label per image its temperature is found on the validation split."
     splits, task = job.splits, job.task

@@ -18,6 +18,7 @@ from .cnn import of_size
 from .core import CourseError
 from .modern import MUON, Whiten
 from .training import augmentations
+from .options import Size
 from .predictors import network
 
 # %% ../nbs/08_recipes.ipynb #1c272238
@@ -143,7 +144,7 @@ class SpeedNet(nn.Module):
          augment="alternate,nudge", **{**MUON, "learning_rate": 0.12})
 def speedrun(
     classes: int,         # K
-    size: str = "base",   # small, base or large: 32, 64 or 128 channels in the first group
+    size: Size = "base",  # small, base or large: 32, 64 or 128 channels in the first group
 ) -> nn.Module:
     "The network of airbench94, for the fastest recipe of this course."
     return SpeedNet(classes, of_size(size, SPEED_WIDTHS))

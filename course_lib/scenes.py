@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from .core import CourseError, build_once, home, progress
+from .caches import cache_file
+from .core import CourseError, progress
 from .data import Images, Order, pixels
 from .views import view
 from .training import augmentations
@@ -27,7 +28,8 @@ def squared(
         numbers = progress(range(len(dataset)), "measuring images")
         part.write_text(json.dumps([dataset.read(i).shape[:2] for i in numbers]))
 
-    shapes = json.loads(build_once(home() / "cache" / f"shapes-{dataset.key}.json", look).read_text())
+    of = f"{len(dataset)}, {', '.join(dataset.names[:1])} ..."
+    shapes = json.loads(cache_file("shapes", dataset.key, ".json", look, of).read_text())
     images = pixels(dataset, size, "squash")
     def fitted(t, h, w):
         return dict(

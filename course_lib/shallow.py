@@ -4,6 +4,8 @@
 __all__ = ['SMALL', 'LinearSVM', 'Landmarks', 'make_features', 'fit_best', 'svm', 'forest']
 
 # %% ../nbs/04_shallow.ipynb #8b5eb310
+from typing import Literal
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -189,6 +191,16 @@ def _plans(features, kernel, small):  # what `svm` tries: [(names of features, k
     return [(features, kernel)]
 
 
+def _refuse_idle(plans, **asked):  # CourseError for an option that none of the plans uses
+    curved = any(kernel == "rbf" for _, kernel in plans)
+    has = dict(gamma=curved, landmarks=curved, atoms=any("patches" in names for names, _ in plans))
+    needs = dict(gamma="kernel=rbf", landmarks="kernel=rbf", atoms="features=patches")
+    for name, value in asked.items():
+        if value is not None and not has[name]:
+            raise CourseError(f"{name}={value} does nothing with kernel={plans[0][1]} on {plans[0][0]}: "
+                              f"choose {needs[name]}")
+
+
 def _machines(kernel, c, gamma, landmarks, seed):  # -> candidates(D) for `fit_best`
     gammas = [gamma] if gamma else [0.1, 0.3, 1.0]
 
@@ -206,10 +218,10 @@ def svm(
     splits: Splits,                 # single-label data
     input_size: int | None = None,  # side of the images; default: their own size, within 32 and 64
     features: str = "auto",         # hog, lbp, color, patches, several joined by commas, or auto: validated
-    kernel: str = "auto",           # linear, rbf, or auto: what suits features and number of images
+    kernel: Literal["auto", "linear", "rbf"] = "auto",  # auto: what suits features and number of images
     c: float | None = None,         # weight of the errors, about 1; default: chosen on the validation split
     gamma: float | None = None,     # narrowness of the rbf kernel, about 1; default: chosen as c is
-    landmarks: int = 5000,          # the rbf kernel is exact up to so many images, approximated above
+    landmarks: int | None = None,   # the rbf kernel is exact up to so many images; default: 5,000
     atoms: int | None = None,       # size of the patch dictionary; default: 200 below 5,000 images, else 800
     refit: bool = True,             # in the end, train on training and validation images together
     seed: int = 0,                  # of patches and landmarks
@@ -225,10 +237,13 @@ def svm(
         raise CourseError(f"no kernel '{kernel}': use auto, linear or rbf")
     n = len(splits.train)
     small = n < SMALL
+    plans = _plans(features, kernel, small)
+    _refuse_idle(plans, gamma=gamma, landmarks=landmarks, atoms=atoms)
+    landmarks = landmarks or 5000
     atoms = atoms or (200 if small else 800)
     tried: dict[str, float] = {}
     models_of = {}
-    for names, kind in _plans(features, kernel, small):
+    for names, kind in plans:
         curves = "exact rbf" if n <= landmarks else f"rbf by {landmarks:,} landmarks"
         plan = f"{'linear' if kind == 'linear' else curves} on {names}"
         log.info(f"svm: {plan} for {n:,} training images")

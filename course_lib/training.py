@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from numbers import Integral
+from typing import Literal
 
 # %% ../nbs/05_training.ipynb #1482b81c
 import numpy as np
@@ -166,22 +167,22 @@ class Recipe:
     batch_size: int = 64               # images behind each step of the optimizer, over all processes
     learning_rate: float = 0.003       # the highest that the schedule reaches
     weight_decay: float = 0.05         # pull of the weights towards 0; biases and normalization are spared
-    loss: str = ""                     # a name in `losses`; by default the task's own
-    optimizer: str = "adamw"           # adamw, or sgd with Nesterov momentum
-    momentum: float = 0.9              # of sgd, 0..1
-    schedule: str = "onecycle"         # constant, cosine, linear, onecycle, or plateau (a tenth when stuck)
+    loss: str = ""                     # what training makes small; by default the task's own
+    optimizer: str = "adamw"           # how weights make a step; sgd has Nesterov momentum
+    momentum: float = 0.9              # of sgd and muon, 0..1
+    schedule: str = "onecycle"         # how the learning rate goes on; plateau: a tenth when stuck
     warmup: float = 0.0                # epochs in which the learning rate climbs from 0
     plateau_patience: int = 3          # epochs without a better score before plateau lowers the learning rate
     label_smoothing: float = 0.0       # share of each target that is spread over all classes, 0..1
-    augment: str = "flip,shift"        # changes to the training images, joined by commas, in this order
+    augment: str = "flip,shift"        # changes to training images, joined by commas; ssd, near: for boxes
     progressive_resizing: float = 1.0  # side of the first epoch's images, as a share of the whole; grows to 1
     grad_clip: float = 0.0             # gradients longer than this are shortened to it; 0: none
     accumulate: int = 1                # parts in which a batch is worked through, to save memory
-    precision: str = "auto"            # fp32, bf16, fp16, or auto: the fastest that is safe on the device
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: the fastest that is safe
     channels_last: bool = True         # channels next to each other in memory: faster convolutions
     ema: float = 0.0                   # decay of the moving average of the weights, 0..1; 0: none
     early_stopping_patience: int = 0   # epochs without a better score before training stops; 0: never
-    keep: str = "last"                 # weights in the end: the last, or the best on the validation split
+    keep: Literal["last", "best"] = "last"  # weights in the end: the last, or the best on validation images
     seed: int = 0                      # of weights, order and augmentation
 
     def __post_init__(self):

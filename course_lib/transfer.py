@@ -19,11 +19,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 from torchvision import models as zoo
-from .core import CourseError, build_once, home, progress, within
+from .caches import cache_file
+from .core import CourseError, build_once, progress, within
 from .data import Images, pixels, to_float
 from .loop import History, Job, learn, make_task
 from .training import Recipe
 from .device import autocast, device_of, half_type, keep_memory, share
+from .options import HEAD_ALONE, Strategy, Weights
 from .predictors import network, tta_views
 from .weights import RAW, build, pretrained, published
 
@@ -101,10 +103,9 @@ def embeddings(
     def write(part):
         with open(part, "wb") as file:
             np.save(file, embed(backbone, pixels(dataset, input_size), views, device, precision))
-    key = sha1(
-        f"{fingerprint(backbone)}:{dataset.key}:{input_size}:{views}:{precision}".encode()
-    ).hexdigest()[:20]
-    return np.load(build_once(home() / "cache" / f"embeddings-{key}.npy", write), mmap_mode="r")
+    key = f"{fingerprint(backbone)}:{dataset.key}:{input_size}:{views}:{precision}"
+    of = f"{backbone.name} about {len(dataset)} of {input_size} pixels, {dataset.names[0]} ..."
+    return np.load(cache_file("embeddings", key, ".npy", write, of), mmap_mode="r")
 
 # %% ../nbs/09_transfer.ipynb #f976ccf0
 def embed(
@@ -307,9 +308,9 @@ def phases(
 # %% ../nbs/09_transfer.ipynb #fbfc4be2
 def learn_transfer(
     job: Job,                     # its model is a `Transfer`
-    strategy: str = "full",       # frozen: the head alone learns; progressive: one stage more at a time; full
-    weights: str = "published",   # published, or none: random ones
-    head_epochs: int = 20,        # of the head alone, on embeddings that are computed once
+    strategy: Strategy = "full",  # frozen: the head alone; progressive: one more stage at a time; full: all
+    weights: Weights = "published",  # published, or none: random ones
+    head_epochs: int = 20,        # epochs of the head alone, on embeddings that are computed once
     head_lr: float = 0.003,       # learning rate of the head alone
     stage_lr_decay: float = 0.9,  # learning rate of a stage, as a share of that of the next
 ) -> History:
@@ -389,7 +390,8 @@ def joined(
     return replace(histories[-1], rows=[dict(row, epoch=i + 1) for i, row in enumerate(rows)])
 
 
-@network("transfer", learn_transfer, epochs=10, batch_size=32, learning_rate=0.001, grad_clip=1.0)
+@network("transfer", learn_transfer, idle=HEAD_ALONE, epochs=10, batch_size=32, learning_rate=0.001,
+         grad_clip=1.0)
 def transfer(
     classes: int,                    # K
     backbone: str = "mobilenet_v2",  # of torchvision's classifiers that end in a linear layer, or timm:NAME
