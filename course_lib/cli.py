@@ -497,7 +497,10 @@ PATHS = (
     "class folders (with or without train/ valid/ test/), a VOC layout, a COCO json, a YOLO export, a "
     "labels.csv, or a zip of one of these"
 )
-SPEC = f"{PATHS}; or a name from `course data list`; with options: 'streets?n=100', 'photos?view=multi'"
+SPEC = (
+    f"{PATHS}; or a name from `course data list`; with options: 'streets?n=100', 'photos?view=multi', "
+    "'photos?classes=cat,dog', 'photos?group=([^_]+)_' (images of one group stay in one split)"
+)
 
 
 def natural(text: str) -> int:

@@ -216,10 +216,11 @@ class ClassFolders:
 def _folder_items(files: Files, depth: int, refused: dict, findings: list[Finding]) -> Iterator[Item]:
     "The images in class folders; the others are findings, one for each folder. depth: of the class folders."
     left = defaultdict(list)  # kind, folder, reason -> images
+    inner = int(not depth and _splits_in_classes(files, findings))
     for name in files.images:
         parts = name.split("/")
         folder = "/".join(parts[:depth + 1])
-        split = SPLITS.get(parts[0].lower()) if depth else ""
+        split = SPLITS.get(parts[min(inner, len(parts) - 1)].lower()) if depth or inner else ""
         if split is None: left["no split", parts[0], "outside train/, valid/ and test/"].append(name)
         elif len(parts) < depth + 2:
             left["no class", os.path.dirname(name), "in no class folder"].append(name)
@@ -231,6 +232,17 @@ def _folder_items(files: Files, depth: int, refused: dict, findings: list[Findin
         findings.append(warning(kind, folder or "." if len(names) > 1 else names[0], what))
     for folder, (n, why) in refused.items():
         findings.append(error("no class", folder, f"{why}: its {n} images are left out"))
+
+
+def _splits_in_classes(files: Files, findings: list[Finding]) -> bool:
+    "Whether every class has folders train, test, ... with most of the images in them: cats/train/1.jpg."
+    parts = [name.split("/") for name in files.images if "/" in name]
+    divided = [p for p in parts if len(p) > 2 and p[1].lower() in SPLITS]
+    if not divided or files.splits == "no": return False
+    if {p[0] for p in parts} == {p[0] for p in divided} and 2 * len(divided) > len(parts): return True
+    what = "is not read as a split, as not all classes are divided so"
+    findings.append(warning("no split", "/".join(divided[0][:2]), what))
+    return False
 
 
 def _class_folders(files: Files, depth: int) -> set[str]:

@@ -98,6 +98,20 @@ def test_folders_that_may_be_splits_are_named_with_what_to_do(tmp_path):
     assert all("8 images lie outside" in f.what and "call it train, valid or test" in f.what for f in found)
 
 
+def test_splits_inside_class_folders(tmp_path):
+    "MVTec's form: they were lost, and images of the test split learnt."
+    folder = several(tmp_path / "data", *(f"{name}/{split}" for name in ("cat", "dog") for split in ("train", "val", "Test")))
+    splits = load(folder)
+    assert splits.classes == ["cat", "dog"] and splits.made == () and not splits.left_out
+    assert all("/Test/" in name for name in splits.test.names) and len(splits.test) == len(splits.valid) == 8
+    images(folder, "cat/1.png", "lost.png", start=9000)
+    assert told(folder) == {("no split", "cat/1.png"), ("no split", "lost.png")} and load(folder).made == ()
+    assert load(f"{folder}?splits=no").made == NAMES  # folders like others
+    several(folder, "emu")
+    images(folder, "lost.png", start=9500)
+    assert load(folder).made == NAMES and ("no split", "cat/Test") in told(folder)  # emus know of no splits
+
+
 def test_empty_folders_of_such_names_are_no_classes(tmp_path):
     folder = class_folders(tmp_path / "data")
     for name in ("annotations", "test", "images"): (folder / name).mkdir()
