@@ -204,32 +204,44 @@ def learnt_from_valid(
 
 
 def evaluate_bundle(args) -> int:
-    "Measure a bundle on a split."
+    "Measure a bundle on a split, or on all of new data that has none."
     refuse_unknown(args.data)
     from course_lib.data import load
-    from course_lib.combine import reorder_classes
+    from course_lib.combine import reorder_classes, to_measure
+    from course_lib.specs import is_path, parse_spec
     bundle = open_bundle(args.bundle)
     predictor, meta = model_in(bundle), bundle.meta
-    splits = load(args.data, seed=meta.get("seed", 0) if args.seed is None else args.seed)
+    how = dict(rare="keep") if is_path(parse_spec(args.data, 0, {})[0]) else {}  # some classes are enough
+    splits = load(args.data, seed=meta.get("seed", 0) if args.seed is None else args.seed, **how)
     if predictor.task != splits.task:
         raise CourseError(f"the bundle is for {predictor.task} data, this data is {splits.task}")
-    if missing := set(splits.classes) ^ set(predictor.classes):
+    if set(splits.classes) - set(predictor.classes):
+        missing = set(splits.classes) ^ set(predictor.classes)
+        both = ",".join(name for name in splits.classes if name in predictor.classes)
         raise CourseError(
             f"the bundle knows {', '.join(predictor.classes)}; the data has {', '.join(splits.classes)}; "
             "not in "
             f"both: {', '.join(sorted(missing))}"
+            + (f"; '?classes={both}' measures the others" if both else "")
         )
     tell(splits)
-    if splits.fingerprint != meta.get("data", {}).get("fingerprint", splits.fingerprint):
+    trained = meta.get("data", {})
+    same = splits.fingerprint == trained.get("fingerprint", splits.fingerprint)
+    split, images = to_measure(splits, args.split, learnt=same or args.data == trained.get("spec"))
+    images = reorder_classes(images, predictor.classes)
+    if split != (args.split or "test"): print(f"note: measured on {split} images", file=sys.stderr)
+    if not same:
         print(
             "note: not the splits that the model was trained with; it may have learnt from some of these "
             "images",
             file=sys.stderr,
         )
-    elif args.split == "train" or args.split == "valid" and learnt_from_valid(meta):
+    elif split in ("train", "all") or split == "valid" and learnt_from_valid(meta):
         print("note: the model has learnt from these images", file=sys.stderr)
-    result = evaluators[splits.task](predictor, reorder_classes(splits[args.split], predictor.classes))
-    if args.json: print(json.dumps(dict(data=args.data, split=args.split, **result), indent=2))
+    result = evaluators[splits.task](predictor, images)
+    absent = [name for name, row in result["per_class"].items() if not row.get("images", row.get("objects"))]
+    if absent: print(f"note: not measured, as no image shows them: {', '.join(absent)}", file=sys.stderr)
+    if args.json: print(json.dumps(dict(data=args.data, split=split, **result), indent=2))
     else: print(score_table(result))
     return 0
 
@@ -572,7 +584,10 @@ PATHS = (
     "labels.csv, or a zip of one of these"
 )
 CONDITIONS = ("day", "dusk", "night", "rain", "fog", "mixed")  # of 'streets', without importing it
-SPEC = f"{PATHS}; or a name from `course data list`; with options: 'streets?n=100', 'photos?view=multi'"
+SPEC = (
+    f"{PATHS}; or a name from `course data list`; with options: 'streets?n=100', 'photos?view=multi', "
+    "'photos?classes=cat,dog', 'photos?group=([^_]+)_' (images of one group stay in one split)"
+)
 
 
 def natural(text: str) -> int:
@@ -644,7 +659,8 @@ def _add_use(commands) -> None:
     action = _add(commands, "evaluate", evaluate_bundle, "measure a trained model on a data set")
     action.add_argument("bundle", metavar="BUNDLE", help="a folder written by `course train`")
     action.add_argument("--data", metavar="SPEC", required=True, help=SPEC)
-    action.add_argument("--split", default="test", help="train, valid or test (default: test)")
+    text = "train, valid, test or all (default: test; all for new data that has no splits)"
+    action.add_argument("--split", choices=["train", "valid", "test", "all"], help=text)
     action.add_argument("--json", action="store_true", help="print the scores as json")
     _add_seed(action, None, "the one of the training")
     action = _add(commands, "predict", predict, "say what is on images")

@@ -6,8 +6,7 @@ __all__ = ['Coco']
 # %% ../nbs/01e_coco.ipynb #94ad8c79
 import json
 import os
-import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
@@ -20,8 +19,8 @@ from .core import CourseError, layouts
 from .data import DETECTION
 from .files import Files, find_image, read_json, suffix
 from .layouts import (UNCLEAR, Item, Survey, boxes_made_good, examined, put_image,
-                                refuse_without_boxes)
-from .specs import SPLITS, Finding, Object, error, warning
+                                refuse_without_boxes, split_of_each)
+from .specs import Finding, Object, error, split_in, warning
 from .voc import CORNER_SIZE, boxes_as_meant, loose_name, read_flag
 
 # %% ../nbs/01e_coco.ipynb #1d7cb17c
@@ -49,15 +48,25 @@ def _coco_files(files: Files, jsons: list[str]) -> dict[str, dict]:
     return {name: content for name in jsons if (content := _coco(name, read_json(files, name)))}
 
 # %% ../nbs/01e_coco.ipynb #7643e776
-def _coco_entries(source: str, content: dict, what: str, needs: tuple, findings: list) -> Iterator[tuple]:
+def _coco_entries(
+    source: str,      # the json
+    content: dict,    # of the json
+    what: str,        # the name of a list in it
+    needs: tuple,     # what its entries must have
+    places: dict,     # image id -> where a finding about an annotation of it is
+    findings: list[Finding],
+) -> Iterator[tuple]:
     "The entries of one of the lists that have what they need, with their numbers; the rest are findings."
     for i, entry in enumerate(content[what]):
         if isinstance(entry, dict) and all(isinstance(entry.get(key), (int, str, float)) for key in needs):
             ids = {key: _coco_id(entry[key]) for key in needs if key.endswith("id")}
             yield i, {**entry, **ids, "file_name": str(entry.get("file_name", ""))}
             continue
-        lacks = f"{what}[{i}] lacks {' or '.join(needs)}"
-        findings.append(error("broken annotation", source, f"{lacks}: left out"))
+        image = entry.get("image_id") if isinstance(entry, dict) else None
+        place = places.get(_coco_id(image)) if isinstance(image, (int, str, float)) else None
+        lost = "its image is left out" if place else "left out"
+        lacks = f"{what}[{i}] lacks {' or '.join(needs)}: {lost}"
+        findings.append(error("broken annotation", place or source, lacks))
 
 
 def _coco_id(value: int | str | float) -> int | str | float:
@@ -76,7 +85,8 @@ def _coco_object(i: int, entry: dict, names: dict, place: str, findings: list[Fi
         findings.append(error("unclear flag", place, f"{about}: {what}"))
     if box: return Object(name, box, difficult=bool(crowd), index=i)
     written = str(entry["bbox"])[:60] if "bbox" in entry else "missing, and there are no polygons"
-    findings.append(error("bad box", place, f"{about}: its bbox is {written}, not four numbers: left out"))
+    what = f"{about}: its bbox is {written}, not four numbers: its image is left out"
+    findings.append(error("bad box", place, what))
     return None
 
 
@@ -130,7 +140,7 @@ class _CocoImages:
     "The images of a COCO layout."
 
     def __init__(self, names: list[str]):
-        self.splits = {name: _coco_split(str(PurePosixPath(name).parent)) for name in names}
+        self.splits = {name: split_in(str(PurePosixPath(name).parent)) for name in names}
         self.pools = {"": _Pool(names)}  # split -> where its images may be
         self.named = set()  # the images that a json has named
 
@@ -148,9 +158,9 @@ class _CocoImages:
 
     def find(self, source: str, names: list[str]) -> list[str]:
         "The images that the names in a json mean, '' where there is none or not just one."
-        folder, own = PurePosixPath(source).parent, self.pool(_coco_split(source))
+        folder, own = PurePosixPath(source).parent, self.pool(split_in(source))
         paths = [PurePosixPath(name.replace("\\", "/")) for name in names]
-        pools = [self.pools[""] if _coco_split(str(path.parent)) else own for path in paths]  # 'train/1.jpg'
+        pools = [self.pools[""] if split_in(str(path.parent)) else own for path in paths]  # 'train/1.jpg'
         asked = list(zip(pools, names, strict=True))
         found = [pool.find(folder, name) for pool, name in asked]
         taken = set(found)
@@ -158,26 +168,6 @@ class _CocoImages:
             if not found[i] and (other := pool.find_loosely(folder, name)) not in taken: found[i] = other
         self.named.update(found)
         return found
-
-# %% ../nbs/01e_coco.ipynb #609782b3
-def _coco_split(source: str) -> str:
-    "The split that a json's name or folder speaks of, or '': 'instances_val2017.json' -> 'valid'."
-    for part in reversed(PurePosixPath(source).parts):
-        for word in re.findall("[a-z]+", part.lower()):
-            if word in SPLITS: return SPLITS[word]
-    return ""
-
-
-def _coco_splits(sources: list[str]) -> dict[str, str]:
-    "json -> split, '' for a single json. CourseError for several that are not called after one split each."
-    if len(sources) == 1: return {sources[0]: ""}
-    splits = {source: _coco_split(source) for source in sources}
-    sizes = Counter(splits.values())
-    if unclear := [source for source, split in splits.items() if not split or sizes[split] > 1]:
-        names = ", ".join(unclear[:4]) + (" ..." if len(unclear) > 4 else "")
-        raise CourseError(f"which split is in which COCO file? {names}: call them train.json, valid.json and "
-                          "test.json, or give the path of one")
-    return splits
 
 # %% ../nbs/01e_coco.ipynb #74ae36a8
 def _coco_items(
@@ -188,8 +178,10 @@ def _coco_items(
     findings: list[Finding],
 ) -> Iterator[Item]:
     "The images of one json, with their objects, whose boxes are x, y, width, height as written."
-    read = partial(_coco_entries, source, content, findings=findings)
+    places = {}
+    read = partial(_coco_entries, source, content, places=places, findings=findings)
     entries = [entry for _, entry in read("images", ("id", "file_name"))]
+    places.update({entry["id"]: f"{source}: {entry['file_name']}" for entry in entries})
     names = _coco_classes(source, read("categories", ("id", "name")), findings)
     annotations = defaultdict(list)
     for i, entry in read("annotations", ("image_id", "category_id")):
@@ -274,7 +266,7 @@ class Coco:
     rank = 70
 
     def __init__(self, files: Files, only: Path | None):
-        self.files = files
+        self.files, self.named = files, bool(only)
         self.jsons = [name for name in files.names if suffix(name) == ".json"]
         if only:
             place = files.root / files.prefix
@@ -290,7 +282,7 @@ class Coco:
     def survey(self) -> Survey:
         files, findings, items = self.files, [], []
         images = _CocoImages(files.images)
-        for source, split in _coco_splits(list(self.annotated)).items():
+        for source, split in split_of_each(list(self.annotated), self.named, "COCO file").items():
             items += _coco_items(source, split, self.annotated[source], images, findings)
         unlisted = [name for name in files.images if name not in images.named]
         findings += [warning("no annotation", name, "is not listed: left out") for name in unlisted]

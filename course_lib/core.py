@@ -170,7 +170,7 @@ def import_file(
 # name -> function(seed, **options): Splits
 sources = Registry("path or data set", "sources.register", "downloadable")
 
-# "path" -> function(path, seed, **options): Splits
+# "path" -> function(path, seed, **options): Splits; "classes" -> function(splits, names): Splits
 readers = Registry("reader", "readers.register")
 
 # name -> how files are laid out: see `layouts.Layout`

@@ -118,10 +118,16 @@ class Images:
     def __getitem__(self, i: int): return self.read(i), self.targets[i]
 
     def subset(self,
-        indices: Iterable[int],  # which images, in which order
+        indices: Iterable[int],  # which images, in which order; or a mask: True or False for each image
     ) -> "Images":
-        "Some of the images."
-        indices = [int(i) for i in indices]
+        "Some of the images. CourseError for a mask of another length."
+        chosen = np.asarray(indices if hasattr(indices, "__array__") else list(indices))
+        if chosen.dtype == bool:
+            if chosen.shape != (len(self),):
+                raise CourseError(f"a mask of shape {chosen.shape} for {len(self)} images: it needs True or "
+                                  "False for each")
+            chosen = np.flatnonzero(chosen)
+        indices = [int(i) for i in chosen]
         names = [self.names[i] for i in indices]
         targets = [self.targets[i] for i in indices]
         key = sha1(f"{self.key}:{indices}".encode()).hexdigest()
@@ -147,6 +153,7 @@ class Splits:
     task: str  # SINGLE, MULTI or DETECTION
     spec: str  # what was loaded
     left_out: list[Finding] = field(default_factory=list)  # what could not be used, or had to be changed
+    made: tuple[str, ...] = ()  # the splits of which the data says nothing: made here, by content
 
     @property
     def fingerprint(self) -> str:
@@ -165,7 +172,7 @@ class Splits:
 def load(
     spec: str,       # 'streets?condition=night', 'cifar10', a folder, a zip, a COCO json
     seed: int = 0,   # of the splits that the data does not bring along, and of generated data
-    **options,       # as after the '?' of the spec, over which they win
+    **options,       # as after the '?' of the spec, over which they win: classes='cat,dog' keeps these
 ) -> Splits:
     """The train, valid and test split of the data that `spec` names.
 
@@ -174,7 +181,10 @@ def load(
     CourseError if the data is not there or cannot be used."""
     name, seed, options = parse_spec(spec, seed, options)
     if is_path(name): splits = readers["path"](name, seed, **options)
-    else: splits = sources[name](seed=seed, **options)
+    else:
+        classes = options.pop("classes", "")
+        splits = sources[name](seed=seed, **options)
+        if classes: splits = readers["classes"](splits, classes)
     return replace(splits, spec=str(spec))
 
 # %% ../nbs/01_data.ipynb #18d48728

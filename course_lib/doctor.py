@@ -147,14 +147,16 @@ def _check_classes(found: Survey | _SplitsSurvey, good: list[Item]) -> Iterator[
         yield error("too few classes", "classes", f"{count} found: there is nothing to tell apart")
     given = {item.split for item in good} - {""}
     for split, label in missing_classes(good, found.classes) if given else ():
-        if split in given: yield error("class misses a split", label, f"has no image in {split}")
+        level = error if found.task == SINGLE else warning  # a classifier is not trained without it
+        if split in given: yield level("class misses a split", label, f"has no image in {split}")
     unique = defaultdict(set)
     for item in good:
         for label in item.classes: unique[label].add(item.record.digest)
     for label in found.classes:
         n = len(unique[label])
         if given or n >= 3: continue
-        yield error("class too small", label, f"{n} different images: train, valid and test need one each")
+        level = error if found.task == SINGLE else warning
+        yield level("class too small", label, f"{n} different images: train, valid and test need one each")
     counts = Counter(label for item in good for label in item.classes).most_common()
     if counts and counts[0][1] > 5 * counts[-1][1]:
         (most, n), (least, few) = counts[0], counts[-1]
@@ -163,6 +165,8 @@ def _check_classes(found: Survey | _SplitsSurvey, good: list[Item]) -> Iterator[
 
 def _check_split(found: Survey, seed: int, shares: dict[str, float]) -> list[Finding]:
     "Whether `load` could divide it, which is the last thing that may go wrong."
+    if all(item.split in ("valid", "test") for item in found.items):
+        return [note("held out", "splits", "nothing to learn from: these images are to measure a model on")]
     try: split_items(found, seed, **shares)
     except CourseError as why: return [error("cannot be split", "splits", str(why))]
     return []

@@ -97,15 +97,18 @@ def class_scores(
     guess: np.ndarray,   # [N] class numbers
     classes: list[str],  # K names
 ) -> dict:
-    "`per_class` {name: precision, recall, f1, images}; means over classes: `precision`, `recall`, `f1`."
+    """`per_class` {name: precision, recall, f1, images}; means over classes: `precision`, `recall`, `f1`.
+
+    A class without images is not measured: its rates are None, and the means are over the others."""
     numbers = range(len(classes))
     *rates, support = precision_recall_fscore_support(truth, guess, labels=numbers, zero_division=0)
     rates = dict(zip(("precision", "recall", "f1"), rates))          # each [K]
     per_class = {}
     for k, name in enumerate(classes):
-        own = {rate: float(values[k]) for rate, values in rates.items()}
+        own = {rate: float(values[k]) if support[k] else None for rate, values in rates.items()}
         per_class[name] = own | dict(images=int(support[k]))
-    means = {name: float(rate.mean()) for name, rate in rates.items()}
+    there = support > 0                                              # [K]
+    means = {name: float(rate[there].mean()) if there.any() else float("nan") for name, rate in rates.items()}
     return means | dict(per_class=per_class)
 
 # %% ../nbs/04b_evaluation.ipynb #1a0e9c94

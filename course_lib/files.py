@@ -101,6 +101,8 @@ def _wrapper(names: list[str]) -> str:
 # %% ../nbs/01b_files.ipynb #82f84526
 class Files:
     "The files of a folder or of a zip archive, by relative name (`cats/1.jpg`)."
+    splits = ""  # what the user says of folders called train: 'yes', they are splits; 'no', they are classes
+    group = ""   # the column of a table that says which images belong together, as the user says
 
     def __init__(self,
         root: Path,  # a folder or a zip; a single folder that wraps everything else is stepped into

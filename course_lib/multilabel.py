@@ -105,17 +105,16 @@ def label_scores(
     """`map`, macro `precision`, `recall` and `f1`, `micro_f1`, `hamming_loss`, `subset_accuracy`, and
     `per_class`.
 
-    A class that no image has counts as 0 in the means of precision, recall and f1; it is left out of
-    `map`."""
+    A class that no image has is not measured: its scores are None, and it is left out of the means."""
     said, truth = probabilities >= np.broadcast_to(thresholds, len(classes)), truth.astype(int)
     own = class_scores(truth, said.astype(int), classes)
     average = [
-        average_precision_score(t, p) if t.any() else float("nan") for t, p in zip(truth.T, probabilities.T)
+        float(average_precision_score(t, p)) if t.any() else None for t, p in zip(truth.T, probabilities.T)
     ]
     least_of_each = np.broadcast_to(thresholds, len(classes))
     for row, area, least in zip(own["per_class"].values(), average, least_of_each):
-        row.update(average_precision=float(area), threshold=float(least))
-    known = [area for area in average if area == area]
+        row.update(average_precision=area, threshold=float(least))
+    known = [area for area in average if area is not None]
     return dict(
         map=float(np.mean(known)) if known else float("nan"),
         **own,

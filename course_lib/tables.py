@@ -18,10 +18,11 @@ from typing import NamedTuple
 from .core import CourseError, layouts
 from .data import DETECTION, MULTI, SINGLE
 from .decoding import SUFFIXES
-from .files import LABELS, Files, find_image, read_json, read_text, suffix
-from .layouts import (UNCLEAR, Item, Layout, Survey, boxes_made_good, examined, put_image,
-                                refuse_without_boxes, similar_names)
-from .specs import FLAGS, SPLITS, Finding, Object, error, note, warning
+from .files import LABELS, Files, read_json, read_text, suffix
+from .layouts import (UNCLEAR, Item, Layout, Survey, boxes_made_good, examined, image_finder,
+                                put_image, refuse_without_boxes, similar_names, split_of_each)
+from .specs import FLAGS, NO_CLASSES, SPLITS, Finding, Object, error, note, warning
+
 
 # %% ../nbs/01g_tables.ipynb #26e2a869
 def _text(files: Files, table: str) -> str:
@@ -207,15 +208,9 @@ def _put_together(table: str, said: dict[str, dict], one: bool, findings: list[F
     return whole
 
 # %% ../nbs/01g_tables.ipynb #18b058f4
-def _finder(
-    files: Files,
-    folder: PurePosixPath = PurePosixPath(""),  # where the table is
-) -> Callable[[str], str | None]:
-    "A function from a name as written in a table to the image that it means, None if that is not clear."
-    names = {os.path.splitext(name)[0]: name for name in files.images} | {name: name for name in files.images}
-    by_name = defaultdict(list)
-    for name in names: by_name[PurePosixPath(name).name].append(name)
-    return lambda written: names.get(find_image(folder, written, by_name))
+def _group_of(files: Files, row: dict) -> str:
+    "The cell that says which images belong together, '' if the user has named no such column."
+    return (row.get(files.group) or "") if files.group else ""
 
 # %% ../nbs/01g_tables.ipynb #b80777d7
 _CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
@@ -275,13 +270,14 @@ class Table:
     def survey(self) -> Survey:
         if not self.is_about: return _survey_without(self.files, self.table)
         rows, names = self.rows
+        names = [name for name in names if name != self.files.group]
         columns, findings = _columns(self.table, rows, names), []
-        mark, find = _mark(self.table, rows, columns, findings), _finder(self.files)
+        mark, find = _mark(self.table, rows, columns, findings), image_finder(self.files)
 
         def item_of(row: dict) -> Item:
             labels, split = _row_labels(row, columns, mark), _row_split(row)
             if not (name := find(row[columns.file])): raise LookupError(f"no image {row[columns.file]}")
-            return Item(name, split, labels=labels, source=self.table)
+            return Item(name, split, labels=labels, source=self.table, group=_group_of(self.files, row))
 
         said = _said(self.table, rows, item_of, findings)
         said = _put_together(self.table, said, columns.one, findings)
@@ -316,18 +312,18 @@ class Table:
             csv.writer(file).writerows([("file", "split", "label" if single else "labels"), *rows])
 
 # %% ../nbs/01g_tables.ipynb #a701d497
-_NO_CLASS = ("images", "jpegimages", "masks", "labels", "photos", "pictures", "pics", "data", "img", "imgs")
+_NO_CLASS = {*SPLITS, *NO_CLASSES, "photos", "pictures", "pics", "data"}  # names of folders, in lower case
 
 
 def _class_folders(files: Files) -> set[str]:
     "The folders that may be classes: those with images, but for splits and folders for all images."
     folders = {os.path.dirname(name) for name in files.images} - {""}
-    return {name for name in folders if _plain(PurePosixPath(name).name) not in {*SPLITS, *_NO_CLASS}}
+    return {name for name in folders if _plain(PurePosixPath(name).name) not in _NO_CLASS}
 
 
 def _is_about(files: Files, rows: list[tuple[int, dict]], names: list[str]) -> bool:
     "Whether a table beside class folders speaks of images: of files, or of more images than classes."
-    file, find = _file_column(rows, names), _finder(files)
+    file, find = _file_column(rows, names), image_finder(files)
     cells = [row[file] for _, row in rows if row.get(file)]
     if any(suffix(cell) in SUFFIXES for cell in cells): return True
     found = sum(bool(find(cell)) for cell in cells)
@@ -379,24 +375,29 @@ def _box_object(line: int, row: dict, columns: _BoxColumns) -> Object:
 def _boxes(files: Files, table: str, split: str, findings: list[Finding]) -> list[Item]:
     "The images of a table of boxes, with their objects. Rows that cannot be understood are findings."
     rows, names = _rows(files, table)
-    columns, find = _box_columns(names), _finder(files, PurePosixPath(table).parent)
-    objects, sizes = defaultdict(list), {}
+    columns, find = _box_columns(names), image_finder(files, PurePosixPath(table).parent)
+    objects, sizes, groups = defaultdict(list), {}, {}
     for line, row in rows:
+        place = table
         try: image, own = _box_row(row, columns, find, split)
         except LookupError as why: kind, what = "missing image", why.args[0]
-        except ValueError as why: kind, what = "broken annotation", why
+        except ValueError as why:
+            kind, what, image = "broken annotation", why, find(row[columns.file] or "")
+            if image: place = f"{table}: {image}"
         else:
             thing = _box_object(line, row, columns)
             objects[image, own] += [thing] if any(row[c] for c in (columns.name, *columns.corners)) else []
             size = [int(row[c]) for c in columns.size if row[c].isdecimal()]
             sizes[image, own] = tuple(size) if len(size) == 2 else ()
+            groups[image, own] = _group_of(files, row)
             continue
-        findings.append(error(kind, table, f"line {line}: {what}: left out"))
+        lost = "left out" if place == table else "its image is left out"
+        findings.append(error(kind, place, f"line {line}: {what}: {lost}"))
     corners = [value for things in objects.values() for thing in things for value in thing.box]
     if len(corners) >= 12 and max(corners) <= 1.01:
         raise CourseError(f"'{table}': all corners lie between 0 and 1: these are shares of the image, not "
                           "pixels; multiply them by its width and height")
-    return [Item(*key, objects=tuple(things), source=table, size=sizes[key])
+    return [Item(*key, objects=tuple(things), source=f"{table}: {key[0]}", size=sizes[key], group=groups[key])
             for key, things in objects.items()]
 
 
@@ -405,18 +406,6 @@ def _box_row(row: dict, columns: _BoxColumns, find: Callable, split: str) -> tup
     if None in row or None in row.values(): raise ValueError("has not as many cells as the first line")
     if not (image := find(row[columns.file])): raise LookupError(f"no image {row[columns.file]}")
     return image, _row_split(row) or split
-
-
-def _box_splits(tables: list[str]) -> dict[str, str]:
-    "table -> the split its name or folder speaks of, '' for a single one. CourseError if that is not clear."
-    if len(tables) == 1: return dict.fromkeys(tables, "")
-    words = {table: re.findall("[a-z]+", table.lower())[::-1] for table in tables}
-    splits = {table: next((SPLITS[word] for word in words[table] if word in SPLITS), "") for table in tables}
-    sizes = Counter(splits.values())
-    if unclear := [table for table, split in splits.items() if sizes[split] > 1 or not split]:
-        raise CourseError(f"which split is in which table of boxes? {', '.join(unclear[:4])}: call them "
-                          "train.csv, valid.csv and test.csv, or give the path of one")
-    return splits
 
 # %% ../nbs/01g_tables.ipynb #1f9f1149
 @layouts.register("boxcsv")
@@ -428,7 +417,7 @@ class BoxTable:
     rank = 50  # after VOC, COCO and YOLO, beside which such tables are made on the way to TensorFlow
 
     def __init__(self, files: Files, only: Path | None):
-        self.files = files
+        self.files, self.named = files, bool(only)
         tables = [name for name in files.names if suffix(name) == ".csv"]
         self.tables = [name for name in tables if name == only.name] if only else tables
 
@@ -441,7 +430,8 @@ class BoxTable:
 
     def survey(self) -> Survey:
         files, findings, items = self.files, [], []
-        for table, split in _box_splits(self.boxed).items(): items += _boxes(files, table, split, findings)
+        for table, split in split_of_each(self.boxed, self.named, "table of boxes").items():
+            items += _boxes(files, table, split, findings)
         used = {item.name for item in items}
         findings += [warning("no annotation", name, "is not listed: left out")
                      for name in files.images if name not in used]

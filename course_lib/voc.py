@@ -89,7 +89,8 @@ def _read_object(node: ElementTree.Element, i: int, xml: str, findings: list[Fin
     box = tuple(_number(text) for text in written.values())
     if name and any(map(isnan, box)):
         what = ", ".join(f"{side} '{text[:20]}'" for side, text in written.items())
-        findings.append(error("bad box", xml, f"{about}: its box is {what}, not four numbers: left out"))
+        what = f"{about}: its box is {what}, not four numbers: its image is left out"
+        findings.append(error("bad box", xml, what))
         return None
     return Object(name, box, **_read_flags(node, about, xml, findings), index=i)
 
@@ -447,6 +448,6 @@ def _annotations(xmls: list[str], images: list[str]) -> list[str]:
 def _of_known_classes(objects: list, known: set[str], xml: str, findings: list[Finding]) -> Iterator[Object]:
     "The objects of known classes; those without a name pass, too, and become findings later."
     for thing in objects:
-        what = f"object {thing.index}: '{thing.name}' is not in labels.txt or classes.txt: left out"
+        what = f"object {thing.index}: '{thing.name}' is not in labels.txt or classes.txt: image left out"
         if not thing.name or thing.name in known: yield thing
         else: findings.append(error("unknown label", xml, what))

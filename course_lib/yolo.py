@@ -18,7 +18,7 @@ from .core import CourseError, layouts, log
 from .data import DETECTION
 from .files import Files, find_image, read_text, suffix
 from .layouts import (UNLISTED, Item, Survey, boxes_made_good, examined, put_image,
-                                refuse_without_boxes)
+                                refuse_without_boxes, unspoiled)
 from .specs import SPLITS, Finding, Object, error, note, warning
 
 # %% ../nbs/01f_yolo.ipynb #5812a668
@@ -319,9 +319,6 @@ def _without_objects(found: Survey, labels: dict[str, str], texts: dict[str, str
     return [*kept, note("no objects", plain[0], what)] if plain else kept
 
 # %% ../nbs/01f_yolo.ipynb #2eb8d608
-_SPOILS = ("broken annotation", "unknown label")  # findings at a label file that cost its image
-
-
 @layouts.register("yolo")
 class Yolo:
     "YOLO: images/ and labels/, a text file for each image, and the names of the classes in data.yaml."
@@ -372,8 +369,7 @@ class Yolo:
         _refuse_other_forms([line for found in lines.values() for line in found.values()], names, source)
         items = [_with_objects(item, lines.get(item.source, {}), names, findings)
                  for item in examined(files, items, findings)]
-        spoiled = {finding.where for finding in findings if finding.kind in _SPOILS}
-        items = [item for item in items if item.source not in spoiled]
+        items = unspoiled(items, findings)
         findings += [*_stray_labels(files, self.labels), *_unused(items, names, source)]
         found = boxes_made_good(files, "yolo", items, findings, ())
         return replace(found, findings=_without_objects(found, self.labels, texts))

@@ -270,6 +270,48 @@ def test_evaluate_looks_at_the_test_split_of_the_training(digits, tmp_path, caps
     assert found[()] == found["--seed", "1"] != found["--seed", "2"]
 
 
+def measured(capsys, bundle, data, *words):
+    "The result of `evaluate`, and what it said on standard error."
+    assert main(["evaluate", str(bundle), "--data", str(data), "--json", *words]) == 0
+    out, err = capsys.readouterr()
+    return json.loads(out), err
+
+
+def held_out(digits, root, names=None):
+    "Turned digits in class folders: images that no bundle has seen. names: of some of the classes."
+    for path in sorted(Path(digits).rglob("*.png")):
+        if names and path.parent.name not in names: continue
+        (root / path.parent.name).mkdir(parents=True, exist_ok=True)
+        Image.open(path).rotate(10).save(root / path.parent.name / path.name)
+    return root, len(list(root.rglob("*.png")))
+
+
+def test_new_data_without_splits_is_measured_as_a_whole(digits, bundle, tmp_path, capsys):
+    "A-9: 15% of it were."
+    new, n = held_out(digits, tmp_path / "new")
+    result, err = measured(capsys, bundle, new)
+    assert (result["split"], result["images"]) == ("all", n) and "measured on all images" in err
+    assert measured(capsys, bundle, new, "--split", "test")[0]["images"] < n / 2
+    result, err = measured(capsys, bundle, digits, "--split", "all")
+    assert result["images"] == n and "has learnt from these images" in err
+    for folder, split in (("test", "test"), ("val", "valid")):
+        lone, _ = held_out(digits, tmp_path / folder / folder)
+        result, _ = measured(capsys, bundle, lone.parent)
+        assert (result["split"], result["images"]) == (split, n)
+
+
+def test_some_of_the_classes_are_enough_to_measure(digits, bundle, tmp_path, capsys):
+    names = sorted(path.name for path in Path(digits).iterdir() if path.is_dir())
+    for some in (names[:1], names[1:]):
+        new, n = held_out(digits, tmp_path / str(len(some)), some)
+        result, err = measured(capsys, bundle, new)
+        rest = [name for name in names if name not in some]
+        assert result["images"] == n and f"not measured, as no image shows them: {', '.join(rest)}" in err
+        assert [result["per_class"][name]["f1"] for name in rest] == [None] * len(rest)
+        assert result["f1"] == pytest.approx(np.mean([result["per_class"][name]["f1"] for name in some]))
+    assert measured(capsys, bundle, f"{digits}?classes={names[0]}")[0]["per_class"].keys() == set(names)
+
+
 def test_other_classes_are_refused(bundle, tmp_path, capsys):
     for name, colour in (("a", "red"), ("b", "blue")):
         (tmp_path / name).mkdir()

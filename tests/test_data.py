@@ -336,7 +336,7 @@ def test_check_heeds_the_options_that_load_takes(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(doctor, "split_items", lambda found, seed, **shares: given.append((seed, shares)))
         doctor.check(f"{uneven}?seed=7&valid=0.3&test=0.3")
-    assert given == [(7, dict(valid=0.3, test=0.3))]
+    assert given == [(7, dict(valid=0.3, test=0.3, rare=""))]
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["chapter 02 is loaded", "it is not"])

@@ -93,6 +93,13 @@ def test_class_scores_are_those_of_scikit_learn(K):
     assert [row["images"] for row in found["per_class"].values()] == np.bincount(truth).tolist()
 
 
+def test_a_class_without_images_is_not_measured():
+    truth, guess = np.array([0, 0, 2, 2]), np.array([0, 1, 2, 2])
+    found = class_scores(truth, guess, ["a", "b", "c"])
+    assert found["per_class"]["b"] == dict(precision=None, recall=None, f1=None, images=0)
+    assert found["recall"] == 0.75 and found["precision"] == 1  # of a and c; taken as 0, b would cost a third
+
+
 class AlwaysBus:
     "Says `bus` with full confidence."
     size, task = 32, SINGLE

@@ -124,13 +124,14 @@ def test_scores_agree_with_scikit_learn(seed):
     assert [row["threshold"] for row in found["per_class"].values()] == least.tolist()
 
 
-def test_a_class_without_images_is_left_out_of_map():
+def test_a_class_without_images_is_not_measured_and_left_out_of_the_means():
     truth, p = answers(0)
     truth[:, 1] = 0
     found = label_scores(truth, p, 0.5, list("abcd"))
     kept = [0, 2, 3]
     assert np.isclose(found["map"], metrics.average_precision_score(truth[:, kept], p[:, kept], average="macro"))
-    assert np.isnan(found["per_class"]["b"]["average_precision"]) and np.isfinite(found["f1"])
+    assert np.isclose(found["f1"], metrics.f1_score(truth[:, kept], p[:, kept] >= 0.5, average="macro"))
+    assert found["per_class"]["b"] == dict(precision=None, recall=None, f1=None, images=0, average_precision=None, threshold=0.5)
 
 
 # ---- the model
