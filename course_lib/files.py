@@ -9,9 +9,11 @@ import json
 import os
 import re
 import zipfile
+from bisect import bisect_left
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from hashlib import sha1
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 
 # %% ../nbs/01b_files.ipynb #a77eaf48
@@ -154,6 +156,10 @@ class Record:
     thumb: str = ""    # 8 x 8 RGB in hexadecimal, for near duplicates
     note: str = ""     # what had to be converted: 'CMYK'
     problem: str = ""  # why it cannot be used, or ''
+    low: int = 0       # grey level, 0..255, that 5 % of its pixels do not exceed
+    high: int = 255    # grey level, 0..255, that 99 % of its pixels do not exceed
+    entropy: float = 8.0    # of its grey levels, in bits, 0..8
+    sharpness: float = 0.0  # variance of its Laplacian, in squared grey levels
 
 
 def describe(
@@ -162,8 +168,20 @@ def describe(
     "The record of a decoded image."
     height, width, _ = pixels.shape
     digest = sha1(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-    thumb = Image.fromarray(pixels).resize((8, 8), Image.Resampling.BOX).tobytes().hex()
-    return Record(digest, width, height, thumb=thumb)
+    small = Image.fromarray(pixels).reduce(-(-max(width, height) // 256))  # to 256 pixels a side, or less
+    thumb = small.resize((8, 8), Image.Resampling.BOX).tobytes().hex()
+    return Record(digest, width, height, thumb=thumb, **_looks(small.convert("L")))
+
+
+def _looks(grey: Image.Image) -> dict[str, float]:
+    "How bright, how rich and how sharp an image in grey levels is, by the names of the fields of `Record`."
+    counts = list(accumulate(grey.histogram()))  # of pixels up to each grey level, [256]
+    low, high = (bisect_left(counts, share * counts[-1]) for share in (0.05, 0.99))
+    image = np.asarray(grey, np.int16)  # [H, W]
+    around = image[:-2, 1:-1] + image[2:, 1:-1] + image[1:-1, :-2] + image[1:-1, 2:]
+    edges = (4 * image[1:-1, 1:-1] - around).ravel().astype(np.float32)  # the Laplacian
+    sharpness = float(edges @ edges / edges.size - edges.mean() ** 2) if edges.size else 0.0
+    return dict(low=low, high=high, entropy=abs(round(grey.entropy(), 2)), sharpness=round(sharpness, 1))
 
 
 def look(
