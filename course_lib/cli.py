@@ -99,7 +99,11 @@ def data_check(args) -> int:
     refuse_unknown(args.data)
     from course_lib.doctor import check, fix
     within(0, 1e9, most=args.most)
+    bundle = None if args.bundle is None else open_bundle(args.bundle)
     diagnosis = check(args.data, seed=args.seed)
+    if bundle:
+        from course_lib.label_noise import check_labels
+        diagnosis.findings += check_labels(args.data, bundle, learnt_from_valid(bundle.meta), args.seed)
     print(json.dumps(diagnosis.as_dict(), indent=2) if args.json else diagnosis.table(args.most))
     if args.fix is not None:
         if not args.fix: raise CourseError("--fix needs the name of a new folder")
@@ -482,10 +486,14 @@ def _group(commands, name: str, text: str):
 
 
 PATHS = (
-    "class folders (with or without train/ valid/ test/), a VOC layout, a COCO json, a YOLO export, a "
-    "labels.csv, or a zip of one of these"
+    "a folder of class folders, with or without train/ valid/ test/ (photos, with photos/cats/1.jpg); a VOC "
+    "layout (VOC2007); a COCO json (coco/annotations.json); a YOLO export (pets, with pets/data.yaml); "
+    "a folder with a table (birds, with birds/labels.csv); or a zip of one of these (photos.zip)"
 )
-SPEC = f"{PATHS}; or a name from `course data list`; with options: 'streets?n=100', 'photos?view=multi'"
+SPEC = (
+    f"{PATHS}; or a name from `course data list` (streets). Options stand behind a question mark: "
+    "'streets?n=100', 'photos?valid=0.2', 'VOC2007?view=multi'"
+)
 
 
 def natural(text: str) -> int:
@@ -509,7 +517,11 @@ def _add_data(commands) -> None:
     action.add_argument("data", metavar="SPEC", help=SPEC)
     action.add_argument("--json", action="store_true", help="print the findings as json")
     action.add_argument("--most", type=int, default=8, help="findings of a kind to print (default: 8)")
-    action.add_argument("--fix", metavar="OUT", help="write a repaired copy to this new folder")
+    text = "write a repaired copy to this new folder; the status still speaks of the original"
+    action.add_argument("--fix", metavar="OUT", help=text)
+    text = ("a classifier written by `course train`: also name the labels that it confidently disagrees "
+            "with, on images that it was not trained on")
+    action.add_argument("--with", dest="bundle", metavar="BUNDLE", help=text)
     _add_seed(action)
     action = _add(data, "render", data_render, "draw images of the embedded data set 'streets' to disk")
     action.add_argument("--view", default="single", help="single, multi or detection (default: single)")
