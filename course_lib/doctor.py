@@ -13,12 +13,12 @@ from pathlib import Path
 
 # %% ../nbs/01i_doctor.ipynb #c6230a8c
 import numpy as np
-import torch
 from PIL import Image
+from scipy.spatial import KDTree
 from .core import CourseError, layouts, printable, progress
 from .data import MULTI, NAMES, SINGLE, Splits, load, parallel, resize
 from .decoding import ENDINGS
-from .files import describe, suffix
+from .files import Record, describe, suffix
 from .layouts import (UNLISTED, Item, Survey, missing_classes, split_items, survey_with,
                                 write_dataset)
 from .specs import (FLAGS, LEVELS, Finding, Object, by_kind, error, is_named, is_path, note,
@@ -130,14 +130,75 @@ def _check_names(good: list[Item]) -> Iterator[Finding]:
     what = f"{len(odd)} of the names have spaces or letters beyond ASCII, at which some programs stumble"
     if odd: yield note("unusual names", odd[0], what)
 
-
-def _check_sizes(good: list[Item]) -> Iterator[Finding]:
-    "Images too small to show anything, and very long ones."
+# %% ../nbs/01i_doctor.ipynb #6af54db1
+def _check_looks(good: list[Item]) -> Iterator[Finding]:
+    "Images of odd size, and dark, bright, empty or blurred ones; of each image its worst fault."
+    if not good: return
+    usual = float(np.median([item.record.entropy for item in good]))
+    blurred = _blurred([item.record.sharpness for item in good])
     for item in good:
-        width, height = item.record.width, item.record.height
-        if min(width, height) < 8: yield warning("odd size", item.name, f"only {width} x {height} pixels")
-        elif max(width, height) > 4 * min(width, height):
-            yield warning("odd size", item.name, f"{width} x {height} pixels: very long")
+        kind, what = _fault(item.record, usual, blurred)
+        if kind: yield warning(kind, item.name, what)
+
+
+def _fault(record: Record, usual: float, blurred: float) -> tuple[str, str]:
+    "Kind and description of what is wrong with how an image looks. usual: entropy; blurred: sharpness."
+    short, long = sorted((record.width, record.height))
+    if short < 8: return "odd size", f"only {record.width} x {record.height} pixels"
+    if long > 4 * short: return "odd size", f"{record.width} x {record.height} pixels: very long"
+    if record.high < 82: return "dark", f"99 % of its pixels are at most {record.high} of 255"
+    if record.low > 242: return "bright", f"95 % of its pixels are at least {record.low} of 255"
+    if record.entropy < min(3, usual / 2):
+        return "low information", f"grey levels of {record.entropy:.1f} bits, where {usual:.1f} are usual"
+    if record.sharpness < blurred:
+        return "blurred", f"sharpness {record.sharpness:.0f}, where less than {blurred:.0f} is exceptional"
+    return "", ""
+
+
+def _blurred(sharpness: list[float]) -> float:
+    "The sharpness below which an image is blurred beside the others; 0 for fewer than twenty."
+    if len(sharpness) < 20: return 0.0
+    far = np.exp(_fences(np.log(np.add(sharpness, 1)))[0]) - 1
+    return float(min(far, np.median(sharpness) / 4))
+
+
+def _fences(
+    values: np.ndarray,  # [N]
+) -> tuple[float, float]:
+    "Tukey's outer fences: values below the first or above the second are far out."
+    first, third = np.percentile(values, [25, 75])
+    return first - 3 * (third - first), third + 3 * (third - first)
+
+# %% ../nbs/01i_doctor.ipynb #62a7488f
+def _check_boxes(good: list[Item]) -> Iterator[Finding]:
+    "Boxes thinner than a pixel, and boxes of a shape that is exceptional in their class."
+    shapes = defaultdict(list)  # class -> (logarithm of width / height, item, object)
+    for item in good:
+        for thing in item.objects:
+            if not thing.box: continue
+            x1, y1, x2, y2 = thing.box
+            if min(x2 - x1, y2 - y1) < 1:
+                yield _box_finding("tiny box", item, thing, "less than a pixel wide or high")
+            elif not (thing.truncated or thing.occluded):
+                shapes[thing.name].append((np.log((x2 - x1) / (y2 - y1)), item, thing))
+    for several in shapes.values():
+        low, high = _usual_shapes(np.array([shape for shape, _, _ in several]))
+        for shape, item, thing in several:
+            what = "width to height is {:.2g}, in its class mostly {:.2g} to {:.2g}"
+            if not low <= shape <= high:
+                yield _box_finding("odd box", item, thing, what.format(*np.exp([shape, low, high])))
+
+
+def _usual_shapes(shapes: np.ndarray) -> tuple[float, float]:
+    "Between which bounds the shape of a box is nothing special, from those of its class, [N]."
+    if len(shapes) < 20: return -np.log(20), np.log(20)
+    (low, high), middle = _fences(shapes), np.median(shapes)
+    return min(low, middle - np.log(4)), max(high, middle + np.log(4))
+
+
+def _box_finding(kind: str, item: Item, thing: Object, what: str) -> Finding:
+    about = f"object {thing.index} ({thing.name}), box ({', '.join(f'{v:g}' for v in thing.box)})"
+    return warning(kind, item.source or item.name, f"{about}: {what}")
 
 # %% ../nbs/01i_doctor.ipynb #4307ab11
 def _check_classes(found: Survey | _SplitsSurvey, good: list[Item]) -> Iterator[Finding]:
@@ -154,6 +215,7 @@ def _check_classes(found: Survey | _SplitsSurvey, good: list[Item]) -> Iterator[
         for label in item.classes: unique[label].add(item.record.digest)
     for label in found.classes:
         n = len(unique[label])
+        if n == 1 and given: yield warning("one image", label, "only one image shows it")
         if given or n >= 3: continue
         level = error if found.task == SINGLE else warning
         yield level("class too small", label, f"{n} different images: train, valid and test need one each")
@@ -161,15 +223,6 @@ def _check_classes(found: Survey | _SplitsSurvey, good: list[Item]) -> Iterator[
     if counts and counts[0][1] > 5 * counts[-1][1]:
         (most, n), (least, few) = counts[0], counts[-1]
         yield warning("imbalance", least, f"{few} against {n} of {most}")
-
-
-def _check_split(found: Survey, seed: int, shares: dict[str, float]) -> list[Finding]:
-    "Whether `load` could divide it, which is the last thing that may go wrong."
-    if all(item.split in ("valid", "test") for item in found.items):
-        return [note("held out", "splits", "nothing to learn from: these images are to measure a model on")]
-    try: split_items(found, seed, **shares)
-    except CourseError as why: return [error("cannot be split", "splits", str(why))]
-    return []
 
 # %% ../nbs/01i_doctor.ipynb #7e6142c2
 def _check_copies(found: Survey | _SplitsSurvey, good: list[Item]) -> Iterator[Finding]:
@@ -183,14 +236,20 @@ def _check_copies(found: Survey | _SplitsSurvey, good: list[Item]) -> Iterator[F
     yield from (_copy_finding("near duplicate", [firsts[a], firsts[b]]) for a, b in pairs)
 
 
+_ADVICE = {" across splits": "copies or a burst; `?group=` keeps what belongs together in one split",
+           " in two classes": "if it is the same, one of the labels is wrong"}
+
+
 def _copy_finding(kind: str, same: list[Item]) -> Finding:
     splits, answers = {item.split for item in same}, {_answer(item) for item in same}
     others = ", ".join(item.name for item in same[1:4]) + (" ..." if len(same) > 4 else "")
     place = ""
     if len(splits) > 1: place = " across splits"
     elif len(answers) > 1: place = " in two classes" if same[0].label else " with other labels"
-    level = "error" if place and kind == "same image" else "warning"
-    return Finding(level, kind + place, same[0].name, f"is also {others}")
+    if kind == "same image":
+        return Finding("error" if place else "warning", kind + place, same[0].name, f"is also {others}")
+    advice = f": {_ADVICE[place]}" if place in _ADVICE else ""
+    return warning(kind + place, same[0].name, f"looks like {others}{advice}")
 
 
 def _answer(item: Item) -> frozenset[str]:
@@ -201,8 +260,8 @@ def _answer(item: Item) -> frozenset[str]:
 def near_duplicates(
     items: list[Item],              # with their records
     found: Survey | _SplitsSurvey,  # where they are from
-    alike: float = 0.985,           # least correlation of two 8 x 8 thumbnails
-    differ: float = 14.0,           # most mean difference of the two images at 32 x 32, in grey levels
+    alike: float = 0.97,            # least correlation of two 8 x 8 thumbnails
+    differ: float = 20.0,           # most mean difference of the two images at 32 x 32, in grey levels
 ) -> list[tuple[int, int]]:         # pairs of positions in `items`
     "Images that differ by compression, size or a few pixels: first by their thumbnails, then in full."
     if len(items) < 2: return []
@@ -217,19 +276,22 @@ def near_duplicates(
 
 
 def _like_thumbnails(hexes: list[str], alike: float, differ: float) -> list[tuple[int, int]]:
-    "Pairs of thumbnails that correlate and are as bright; for each one at most the three most like it."
-    values = np.array([np.frombuffer(bytes.fromhex(text), np.uint8) for text in hexes])
-    thumbs = torch.from_numpy(values.astype(np.float32))  # [N, 8*8*3]
-    unit = torch.nn.functional.normalize(thumbs - thumbs.mean(1, keepdim=True), dim=1)  # [N, 192]
-    pairs = []
-    for start in progress(range(0, len(thumbs), 1024), "comparing thumbnails"):
-        correlation = (unit[start:start + 1024] @ unit.T).triu(start + 1)  # [1024, N], each pair once
-        best, other = correlation.topk(min(3, len(thumbs)))  # if hundreds are alike, three pairs each tell it
-        row, column = torch.nonzero(best > alike, as_tuple=True)
-        a, b = row + start, other[row, column]
-        close = (thumbs[a] - thumbs[b]).abs().mean(1) < differ
-        pairs += zip(a[close].tolist(), b[close].tolist(), strict=True)
-    return pairs
+    "Pairs of thumbnails that correlate and are as bright, each with its four nearest at most."
+    values = [np.frombuffer(bytes.fromhex(text), np.uint8) for text in hexes]
+    thumbs = np.array(values, np.float32)               # [N, 8*8*3]
+    unit = thumbs - thumbs.mean(1, keepdims=True)
+    length = np.linalg.norm(unit, axis=1, keepdims=True)
+    unit /= np.maximum(length, 1e-6)
+    _, directions = np.linalg.eigh(np.cov(unit.T))      # [192, 192], the last differ most
+    main = unit @ directions[:, -24:]                   # [N, 24]
+    reach = np.sqrt(2 - 2 * alike)
+    _, near = KDTree(main).query(main, k=5, distance_upper_bound=reach)  # itself and four others; N: none
+    a, place = np.nonzero(near < len(main))
+    pairs = np.unique(np.sort(np.stack([a, near[a, place]], axis=1)), axis=0)  # [P, 2], each once
+    a, b = pairs.T
+    correlated = (unit[a] * unit[b]).sum(1) > alike     # plain images, whose `unit` is zero, with none
+    close = np.abs(thumbs[a] - thumbs[b]).mean(1) < differ
+    return [(int(a), int(b)) for a, b in pairs[correlated & close & (a < b)]]
 
 # %% ../nbs/01i_doctor.ipynb #ee69566e
 def check(
@@ -242,14 +304,28 @@ def check(
     if is_path(name): found, shares = survey_with(name, options)
     else: found = _survey_splits(load(spec, seed))
     good = [item for item in found.items if not item.record.problem]
-    findings = [*found.findings, *_check_names(good), *_check_classes(found, good), *_check_sizes(good),
-                *_check_copies(found, good)]
+    findings = [*found.findings, *_check_names(good), *_check_classes(found, good), *_check_looks(good),
+                *_check_boxes(good)]
+    divided = good
     if isinstance(found, Survey) and not any(finding.level == "error" for finding in findings):
-        findings += _check_split(found, seed, shares)
+        divided = _divided(found, seed, shares, findings)
+    findings += _check_copies(found, divided)
     counts: dict[str, dict[str, int]] = {name: Counter() for name in found.classes}
     for item in good:
         for label in item.classes: counts[label][item.split] += 1
     return Diagnosis(str(spec), found.task, counts, findings)
+
+
+def _divided(found: Survey, seed: int, shares: dict[str, float], findings: list[Finding]) -> list[Item]:
+    "The items in the splits of `load`, or as they are and a finding that says why not."
+    if all(item.split in ("valid", "test") for item in found.items):
+        what = "nothing to learn from: these images are to measure a model on"
+        findings.append(note("held out", "splits", what))
+        return found.items
+    try: return split_items(found, seed, **shares)
+    except CourseError as why:
+        findings.append(error("cannot be split", "splits", str(why)))
+        return found.items
 
 # %% ../nbs/01i_doctor.ipynb #61b239cc
 def write_splits(

@@ -9,12 +9,14 @@ import json
 import os
 import re
 import zipfile
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from hashlib import sha1
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 
 # %% ../nbs/01b_files.ipynb #a77eaf48
@@ -286,6 +288,10 @@ class Record:
     frames: int = 1       # pages or frames in the file, of which the first is read
     extent: tuple = ()    # of more than 8 bits: 'whole' or 'float', the smallest and the largest value
     scale: tuple = ()     # of more than 8 bits: the values that were shown black and white
+    low: int = 0       # grey level, 0..255, that 5 % of its pixels do not exceed
+    high: int = 255    # grey level, 0..255, that 99 % of its pixels do not exceed
+    entropy: float = 8.0    # of its grey levels, in bits, 0..8
+    sharpness: float = 0.0  # variance of its Laplacian, in squared grey levels
 
 
 def describe(
@@ -293,12 +299,24 @@ def describe(
 ) -> Record:
     "The record of a decoded image."
     height, width, _ = pixels.shape
-    thumb = Image.fromarray(pixels).resize((8, 8), Image.Resampling.BOX).tobytes().hex()
-    return Record(_digest(pixels), width, height, thumb=thumb)
+    small = Image.fromarray(pixels).reduce(-(-max(width, height) // 256))  # to 256 pixels a side, or less
+    thumb = small.resize((8, 8), Image.Resampling.BOX).tobytes().hex()
+    return Record(_digest(pixels), width, height, thumb=thumb, **_looks(small.convert("L")))
 
 
 def _digest(values: np.ndarray) -> str:
     return sha1(repr(values.shape).encode() + values.tobytes()).hexdigest()
+
+
+def _looks(grey: Image.Image) -> dict[str, float]:
+    "How bright, how rich and how sharp an image in grey levels is, by the names of the fields of `Record`."
+    counts = list(accumulate(grey.histogram()))  # of pixels up to each grey level, [256]
+    low, high = (bisect_left(counts, share * counts[-1]) for share in (0.05, 0.99))
+    image = np.asarray(grey, np.int16)  # [H, W]
+    around = image[:-2, 1:-1] + image[2:, 1:-1] + image[1:-1, :-2] + image[1:-1, 2:]
+    edges = (4 * image[1:-1, 1:-1] - around).ravel().astype(np.float32)  # the Laplacian
+    sharpness = float(edges @ edges / edges.size - edges.mean() ** 2) if edges.size else 0.0
+    return dict(low=low, high=high, entropy=abs(round(grey.entropy(), 2)), sharpness=round(sharpness, 1))
 
 
 def look(
