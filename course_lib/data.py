@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from .core import CourseError, build_once, home, progress, readers, sources
-from .decoding import common_scales, decoding, eight_bits, extent, grey_values, read_image
+from .decoding import decoding, eight_bits, grey_values, read_image, scale_for
 from .specs import Finding, is_path, parse_spec
 
 # %% ../nbs/01_data.ipynb #7d21c554
@@ -37,9 +37,7 @@ def to_rgb(
 ) -> Image.Image:
     "The image in 8-bit RGB: 16 bits are scaled, not clipped; transparent parts become white."
     values = grey_values(image)
-    if values is not None:
-        scale = (scales or common_scales([extent(values)]))[extent(values)[0]]
-        image = Image.fromarray(eight_bits(values, scale))
+    if values is not None: image = Image.fromarray(eight_bits(values, scale_for(values, scales)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -146,6 +144,7 @@ class Splits:
     task: str  # SINGLE, MULTI or DETECTION
     spec: str  # what was loaded
     left_out: list[Finding] = field(default_factory=list)  # what could not be used, or had to be changed
+    scales: dict = field(default_factory=dict)  # of images with more than 8 bits: see `common_scales`
 
     @property
     def fingerprint(self) -> str:

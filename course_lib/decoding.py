@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['ENDINGS', 'SUFFIXES', 'FORMATS', 'WHITES', 'looks_like_an_image', 'decoding', 'Stored', 'image_format', 'read_image',
-           'grey_values', 'extent', 'common_scales', 'eight_bits']
+           'grey_values', 'extent', 'common_scales', 'scale_for', 'eight_bits']
 
 # %% ../nbs/01k_decoding.ipynb #16771dad
 import io
@@ -201,6 +201,15 @@ def common_scales(
     ends = defaultdict(list)
     for kind, low, high in extents: ends[kind] += [low, high]
     return {kind: (min(0, *values), _white(kind, max(values))) for kind, values in ends.items()}
+
+
+def scale_for(
+    values: np.ndarray,                                 # as of `grey_values`
+    scales: dict[str, tuple[float, float]] | None,      # of the data set, as `common_scales` returns them
+) -> tuple[float, float]:
+    "The values of an image that are shown black and white: its data set's, or its own where there is none."
+    own = extent(values)
+    return tuple((scales or {}).get(own[0]) or common_scales([own])[own[0]])
 
 
 def _white(kind: str, high: float) -> float:

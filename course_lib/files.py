@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from .core import CourseError, home
 from .data import decode, parallel, to_rgb
 from .decoding import (SUFFIXES, Stored, common_scales, decoding, extent, grey_values,
-                                 looks_like_an_image, read_image)
+                                 looks_like_an_image, read_image, scale_for)
 from .specs import Finding, error, note, warning
 
 # %% ../nbs/01b_files.ipynb #bf227efa
@@ -313,8 +313,7 @@ def _record(stored: Stored, scales: dict | None) -> Record:
     "The record of an image that could be read."
     values, more = grey_values(stored.image), {}
     if values is not None:
-        scales = scales or common_scales([extent(values)])
-        more = dict(digest=_digest(values), extent=extent(values), scale=scales[extent(values)[0]])
+        more = dict(digest=_digest(values), extent=extent(values), scale=scale_for(values, scales))
     found = describe(np.array(to_rgb(stored.image, scales)))
     return replace(found, format=stored.format, note=peculiarity(stored), orientation=stored.orientation,
                    frames=stored.frames, **more)

@@ -344,7 +344,8 @@ def load_files(
     found, shares = survey_with(path, options)
     items = split_items(found, seed, **shares)
     splits = {name: _images(found, [item for item in items if item.split == name]) for name in NAMES}
-    return Splits(**splits, classes=found.classes, task=found.task, spec=str(path), left_out=found.findings)
+    return Splits(**splits, classes=found.classes, task=found.task, spec=str(path), left_out=found.findings,
+                  scales=found.files.scales)
 
 
 def survey_with(
