@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from .core import CourseError, build_once, home, progress, readers, sources
-from .decoding import decoding, eight_bits, grey_values, read_image, scale_for
+from .decoding import eight_bits, grey_values, plain_errors, read_image, scale_for
 from .specs import Finding, is_path, parse_spec
 
 # %% ../nbs/01_data.ipynb #7d21c554
@@ -28,7 +28,7 @@ def decode(
     scales: dict | None = None,  # of images with more than 8 bits, as `common_scales` returns them
 ) -> np.ndarray:                 # uint8 [H, W, 3]
     "The image in RGB, upright by its EXIF orientation. OSError if it cannot be read to its end."
-    with decoding(data): return np.array(to_rgb(read_image(data).image, scales))
+    with plain_errors(data): return np.array(to_rgb(read_image(data).image, scales))
 
 # %% ../nbs/01_data.ipynb #e8c9510c
 def to_rgb(

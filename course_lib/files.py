@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from .core import CourseError, home
 from .data import decode, parallel, to_rgb
-from .decoding import (SUFFIXES, Stored, common_scales, decoding, extent, grey_values,
-                                 looks_like_an_image, read_image, scale_for)
+from .decoding import (SUFFIXES, Stored, common_scales, extent, grey_values,
+                                 looks_like_an_image, plain_errors, read_image, scale_for)
 from .specs import Finding, error, note, warning
 
 # %% ../nbs/01b_files.ipynb #bf227efa
@@ -304,7 +304,7 @@ def look(
     "A record of the image, or of the reason why it cannot be read."
     if not data: return Record(problem="zero bytes")
     try:
-        with decoding(data): return _record(read_image(data), scales)
+        with plain_errors(data): return _record(read_image(data), scales)
     except UnidentifiedImageError as why: return Record(problem=str(why))
     except OSError as why: return Record(problem=f"cannot be read to its end: {why}")
 
