@@ -3,10 +3,10 @@
 # %% auto #0
 __all__ = ['PATHS', 'SPEC', 'CONDITIONS', 'argument_comments', 'add_options', 'option_type', 'data_list', 'refuse_unknown',
            'data_check', 'data_render', 'train', 'tell', 'train_list', 'untrained', 'learnt_from_valid',
-           'evaluate_bundle', 'score_table', 'predict', 'images_at', 'kinds_of', 'opened', 'make_room', 'predict_batch',
-           'predict_boxes', 'drawn_file', 'save_image', 'likely', 'as_line', 'cache_show', 'cache_clear', 'cache_table',
-           'student_edition', 'notebooks_run', 'Parser', 'make_parser', 'natural', 'named_model', 'run', 'Speaker',
-           'main']
+           'evaluate_bundle', 'other_scales', 'score_table', 'predict', 'images_at', 'kinds_of', 'opened', 'make_room',
+           'predict_batch', 'predict_boxes', 'drawn_file', 'save_image', 'likely', 'as_line', 'cache_show',
+           'cache_clear', 'cache_table', 'student_edition', 'notebooks_run', 'Parser', 'make_parser', 'natural',
+           'named_model', 'run', 'Speaker', 'main']
 
 # %% ../nbs/91b_cli.ipynb #978519c2
 import argparse
@@ -34,7 +34,6 @@ from course_lib.core import (
     models,
     networks,
     open_bundle,
-    open_model,
     printable,
     progress,
     sources,
@@ -159,7 +158,7 @@ def train(args) -> int:
         train_seconds=seconds, **{k: v for k, v in predictor.about.items() if k.startswith("valid_")}
     )
     predictor.save(out, architecture=args.model, arguments=free | asked, seed=args.seed, metrics=metrics,
-                   data=dict(spec=args.data, fingerprint=splits.fingerprint))
+                   data=dict(spec=args.data, fingerprint=splits.fingerprint, scales=splits.scales))
     print(f"trained {args.model} in {seconds:.1f} s; saved in {args.out}")
     return 0
 
@@ -242,12 +241,25 @@ def evaluate_bundle(args) -> int:
         )
     elif split in ("train", "all") or split == "valid" and learnt_from_valid(meta):
         print("note: the model has learnt from these images", file=sys.stderr)
+    if said := other_scales(splits, meta): print(said, file=sys.stderr)
     result = evaluators[splits.task](predictor, images)
     absent = [name for name, row in result["per_class"].items() if not row.get("images", row.get("objects"))]
     if absent: print(f"note: not measured, as no image shows them: {', '.join(absent)}", file=sys.stderr)
     if args.json: print(json.dumps(dict(data=args.data, split=split, **result), indent=2))
     else: print(score_table(result))
     return 0
+
+
+def other_scales(
+    splits,      # loaded data
+    meta: dict,  # of a bundle
+) -> str:
+    "What is to be said if images of more than 8 bits are shown by another scale than in training, or ''."
+    trained = meta.get("data", {}).get("scales", {})
+    other = [kind for kind, scale in splits.scales.items() if list(scale) != list(trained.get(kind, scale))]
+    if not other: return ""
+    (black, white), (black_here, white_here) = trained[other[0]], splits.scales[other[0]]
+    return f"note: in training {black:g} was black and {white:g} white, here {black_here:g} and {white_here:g}"
 
 # %% ../nbs/91b_cli.ipynb #e5b2c437
 def score_table(
@@ -272,7 +284,8 @@ def score_table(
 # %% ../nbs/91b_cli.ipynb #20946a99
 def predict(args) -> int:
     "Say what is on an image, or on all images of a folder or zip; 2 if none can be read."
-    predictor = open_model(args.bundle)
+    bundle = open_bundle(args.bundle)
+    predictor, scales = model_in(bundle), bundle.meta.get("data", {}).get("scales")
     boxes = hasattr(predictor, "detect")
     if args.draw and not boxes:
         raise CourseError("--draw is for detectors: this bundle says what is on an image, not where")
@@ -285,11 +298,13 @@ def predict(args) -> int:
         else {}
     )
     make_room(args.images, names, args.bundle, [*drawn.values(), *([Path(args.out)] if args.out else [])])
+    def image_of(name): return opened(read, name, scales)
+
     results, started, size = [], time.perf_counter(), 8 if boxes else 64
     for start in progress(range(0, len(names), size), "predicting", unit="batches"):
         some = names[start:start + size]
-        results += (predict_boxes(predictor, read, some, drawn, args.top_k, args.threshold) if boxes else
-                    predict_batch(predictor, read, some, args.top_k, args.threshold))
+        results += (predict_boxes(predictor, image_of, some, drawn, args.top_k, args.threshold) if boxes else
+                    predict_batch(predictor, image_of, some, args.top_k, args.threshold))
     seconds = time.perf_counter() - started
     if args.out: Path(args.out).write_text(json.dumps(results, indent=2), encoding="utf-8")
     else: print("\n".join(map(as_line, results)))
@@ -333,11 +348,12 @@ def kinds_of(
 def opened(
     read: Callable[[str], bytes],  # name -> content of the file
     name: str,
+    scales: dict | None = None,    # of images with more than 8 bits, as in training
 ) -> np.ndarray | str:             # uint8 [H, W, 3], or why it cannot be read
     "An image, or the reason why there is none."
     from PIL import UnidentifiedImageError
     from course_lib.data import decode
-    try: return decode(read(name))
+    try: return decode(read(name), scales)
     except UnidentifiedImageError:
         return "in no format that is read here: if it is an image, convert it to jpg or png"
     except OSError as why: return str(why)
@@ -364,7 +380,7 @@ def make_room(
 # %% ../nbs/91b_cli.ipynb #7aa2915a
 def predict_batch(
     predictor,
-    read: Callable[[str], bytes],  # name -> content of the file
+    image_of: Callable,  # name -> uint8 [H, W, 3], or why it cannot be read
     names: list[str],
     top_k: int | None,  # at most so many classes per image; None: 5, or all of a model for several labels
     threshold: float | None,  # least probability, 0..1; None: the model's own, else any
@@ -373,7 +389,7 @@ def predict_batch(
     from course_lib.data import resize
 
     def image(name):
-        whole = opened(read, name)
+        whole = image_of(name)
         return whole if isinstance(whole, str) else resize(whole, predictor.size)
 
     found = {name: image(name) for name in names}
@@ -390,7 +406,7 @@ def predict_batch(
 # %% ../nbs/91b_cli.ipynb #be50a84e
 def predict_boxes(
     predictor,                        # a detector
-    read: Callable[[str], bytes],     # name -> content of the file
+    image_of: Callable,               # name -> uint8 [H, W, 3], or why it cannot be read
     names: list[str],
     drawn: dict[str, Path],           # by name, where to write the drawn image; may lack some
     top_k: int | None = None,         # at most so many detections per image; None: all
@@ -402,7 +418,7 @@ def predict_boxes(
     from course_lib.drawing import draw
 
     def row(name):
-        image = opened(read, name)
+        image = image_of(name)
         if isinstance(image, str): return dict(file=name, error=image)
         least = predictor.threshold if threshold is None else threshold
         found = above(predictor.detect([image], min(least, 0.01))[0], least)

@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageOps
 from .caches import cache_file
 from .core import CourseError, build_once, home, progress, readers, sources
-from .decoding import common_scales, decoding, eight_bits, extent, grey_values, read_image
+from .decoding import eight_bits, grey_values, plain_errors, read_image, scale_for
 from .specs import Finding, is_path, parse_spec
 
 # %% ../nbs/01_data.ipynb #7d21c554
@@ -29,7 +29,7 @@ def decode(
     scales: dict | None = None,  # of images with more than 8 bits, as `common_scales` returns them
 ) -> np.ndarray:                 # uint8 [H, W, 3]
     "The image in RGB, upright by its EXIF orientation. OSError if it cannot be read to its end."
-    with decoding(data): return np.array(to_rgb(read_image(data).image, scales))
+    with plain_errors(data): return np.array(to_rgb(read_image(data).image, scales))
 
 # %% ../nbs/01_data.ipynb #e8c9510c
 def to_rgb(
@@ -38,9 +38,7 @@ def to_rgb(
 ) -> Image.Image:
     "The image in 8-bit RGB: 16 bits are scaled, not clipped; transparent parts become white."
     values = grey_values(image)
-    if values is not None:
-        scale = (scales or common_scales([extent(values)]))[extent(values)[0]]
-        image = Image.fromarray(eight_bits(values, scale))
+    if values is not None: image = Image.fromarray(eight_bits(values, scale_for(values, scales)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -154,6 +152,7 @@ class Splits:
     spec: str  # what was loaded
     left_out: list[Finding] = field(default_factory=list)  # what could not be used, or had to be changed
     made: tuple[str, ...] = ()  # the splits of which the data says nothing: made here, by content
+    scales: dict = field(default_factory=dict)  # of images with more than 8 bits: see `common_scales`
 
     @property
     def fingerprint(self) -> str:

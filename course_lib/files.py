@@ -25,8 +25,8 @@ from PIL import Image, UnidentifiedImageError
 from .caches import cache_path, note_use
 from .core import CourseError
 from .data import decode, parallel, to_rgb
-from .decoding import (SUFFIXES, Stored, common_scales, decoding, extent, grey_values,
-                                 looks_like_an_image, read_image)
+from .decoding import (SUFFIXES, Stored, common_scales, extent, grey_values,
+                                 looks_like_an_image, plain_errors, read_image, scale_for)
 from .specs import Finding, error, note, warning
 
 
@@ -326,7 +326,7 @@ def look(
     "A record of the image, or of the reason why it cannot be read."
     if not data: return Record(problem="zero bytes")
     try:
-        with decoding(data): return _record(read_image(data), scales)
+        with plain_errors(data): return _record(read_image(data), scales)
     except UnidentifiedImageError as why: return Record(problem=str(why))
     except OSError as why: return Record(problem=f"cannot be read to its end: {why}")
 
@@ -335,8 +335,7 @@ def _record(stored: Stored, scales: dict | None) -> Record:
     "The record of an image that could be read."
     values, more = grey_values(stored.image), {}
     if values is not None:
-        scales = scales or common_scales([extent(values)])
-        more = dict(digest=_digest(values), extent=extent(values), scale=scales[extent(values)[0]])
+        more = dict(digest=_digest(values), extent=extent(values), scale=scale_for(values, scales))
     found = describe(np.array(to_rgb(stored.image, scales)))
     return replace(found, format=stored.format, note=peculiarity(stored), orientation=stored.orientation,
                    frames=stored.frames, **more)

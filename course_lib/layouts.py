@@ -471,7 +471,7 @@ def load_files(
     left_out = [*found.findings, *_rare_classes(found, items), *_uneven(items, own, shares)]
     made = tuple(name for name in NAMES if name not in own)
     return Splits(**splits, classes=found.classes, task=found.task, spec=str(path), left_out=left_out,
-                  made=made)
+                  made=made, scales=found.files.scales)
 
 
 def survey_with(

@@ -473,3 +473,23 @@ def test_the_student_edition_from_the_command_line(tmp_path, capsys):
     assert "wrote" in capsys.readouterr().out and (tmp_path / "mine" / "00_start.ipynb").is_file()
     assert main(["student", str(tmp_path / "mine")]) == 0
     assert "as they are" in capsys.readouterr().out
+
+
+def test_images_of_more_than_8_bits_are_predicted_by_the_scale_of_training(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    def grey(low, high): return encoded(Image.fromarray(rng.integers(low, high, (32, 32)).astype(np.uint16)))
+    for i in range(12):
+        put(tmp_path / "xray" / "dark" / f"{i}.png", grey(200, 1000))
+        put(tmp_path / "xray" / "bright" / f"{i}.png", grey(2500, 4000))
+    alone = put(tmp_path / "alone" / "1.png", grey(200, 1000))  # by its own scale it would be bright
+    out = str(tmp_path / "m")
+    assert main(["train", "forest", "--trees", "20", "--data", str(tmp_path / "xray"), "--out", out]) == 0
+    assert json.loads((tmp_path / "m" / "model.json").read_text())["data"]["scales"] == {"whole": [0, 4095]}
+    for path in (alone, alone.parent):
+        capsys.readouterr()
+        assert main(["predict", out, str(path)]) == 0
+        assert capsys.readouterr().out.split(": ")[1].startswith("dark")
+    for name in ("dark", "bright"):
+        for i in range(6): put(tmp_path / "new" / name / f"{i}.png", grey(10, 500 if name == "dark" else 1000))
+    assert main(["evaluate", out, "--data", str(tmp_path / "new")]) == 0
+    assert "in training 0 was black and 4095 white, here 0 and 1023" in capsys.readouterr().err

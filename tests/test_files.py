@@ -251,6 +251,18 @@ def test_an_image_that_becomes_black_or_white_is_a_warning(tmp_path):
     assert "65535 is white" in found["cat/dark.png"].what and all(f.level == "warning" for f in found.values())
 
 
+@pytest.mark.parametrize("dtype, mode, kind", [
+    ("<u2", "I;16", "png"), ("<u2", "I;16", "tiff"), (">u2", "I;16B", "tiff"), ("<i4", "I", "tiff"), ("<f4", "F", "tiff")])
+def test_deep_images_are_turned_too(dtype, mode, kind):
+    values, exif = np.arange(6).reshape(2, 3) * 50 - (100 if mode == "I" else 0), Image.Exif()
+    exif[0x0112] = 6
+    file = encoded(Image.frombytes(mode, (3, 2), values.astype(dtype).tobytes()), kind, exif=exif)
+    black = min(values.min(), 0)
+    expected = (np.rot90(values, -1) - black) * 255 / (255 - black)
+    read = data.decode(file)[..., 0].astype(int)
+    assert read.shape == (3, 2) and np.abs(read - expected).max() <= 1 and files.look(file).orientation == 6
+
+
 def broken_exif(kind):
     return encoded(scene(1), kind, exif=b"\0\x08\0\x02\x01\x12\0\x03" if kind == "png" else b"Exif\0\0" + b"\0\x08\0\x02\x01\x12\0\x03")
 
