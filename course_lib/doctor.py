@@ -286,7 +286,7 @@ def _like_thumbnails(hexes: list[str], alike: float, differ: float) -> list[tupl
     _, directions = np.linalg.eigh(np.cov(unit.T))      # [192, 192], the last differ most
     main = unit @ directions[:, -24:]                   # [N, 24]
     reach = np.sqrt(2 - 2 * alike)
-    _, near = KDTree(main).query(main, k=5, distance_upper_bound=reach)  # itself and four others; N: none
+    _, near = KDTree(main).query(main, k=5, distance_upper_bound=reach, workers=-1)  # itself, others; N: none
     a, place = np.nonzero(near < len(main))
     pairs = np.unique(np.sort(np.stack([a, near[a, place]], axis=1)), axis=0)  # [P, 2], each once
     a, b = pairs.T

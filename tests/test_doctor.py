@@ -1,4 +1,5 @@
 "The dataset doctor: every fault is named with its file, nothing crashes, and a repaired copy is sound."
+import contextlib
 import hashlib
 import io
 import json
@@ -7,11 +8,14 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from pycocotools.coco import COCO as PyCoco
 from scipy.signal import correlate2d
+from torchvision.datasets import VOCDetection
 
 from course_lib import doctor, files, layouts
 from course_lib.core import CourseError, sources
@@ -863,6 +867,44 @@ def test_one_json_of_a_coco_folder(tmp_path):
     assert load(flat / "annotations.json").fingerprint == load(flat).fingerprint
 
 
+def by_torchvision(folder, name):
+    "The corners of an annotation's boxes as torchvision's reader hands them on."
+    tree = ElementTree.parse(folder / "Annotations" / f"{name}.xml").getroot()
+    things = VOCDetection.parse_voc_xml(tree)["annotation"]["object"]
+    return [tuple(float(thing["bndbox"][side]) for side in ("xmin", "ymin", "xmax", "ymax")) for thing in things]
+
+
+def by_pycocotools(folder, number):
+    "The boxes of an image, x1, y1, x2, y2, by pycocotools."
+    with contextlib.redirect_stdout(io.StringIO()): found = PyCoco(next(folder.rglob("*.json")))
+    return [(x, y, x + w, y + h) for x, y, w, h in (row["bbox"] for row in found.imgToAnns[number])]
+
+
+WHOLE = (("cat", (1, 1, 64, 48)), ("dog", (0, 0, 64, 48)), ("dog", (5.5, 6.25, 30, 31)))  # from 1, from 0
+
+
+def test_corners_of_voc_are_as_written_here_in_torchvision_and_in_the_copy(tmp_path):
+    "Whichever way of counting a tool has used, nothing is shifted."
+    folder = voc(tmp_path / "data", xml={0: voc_xml(WHOLE)})
+    copy = fix(folder, tmp_path / "copy")
+    for place in (folder, copy):
+        [item] = [item for item in survey(place).items if item.name.endswith("/0.png")]
+        assert [thing.box for thing in item.objects] == [box for _, box in WHOLE] == by_torchvision(place, "0")
+
+
+def test_boxes_of_coco_are_those_of_pycocotools_and_of_the_copy(tmp_path):
+    boxes = [[0, 0, 64, 48], [5.5, 6.25, 20, 30]]
+    rows = [dict(id=i, image_id=0, category_id=1 + i, bbox=box) for i, box in enumerate(boxes)]
+    folder = coco(tmp_path / "data", edit=lambda content: dict(
+        content, annotations=rows + [row for row in content["annotations"] if row["image_id"]]))
+    copy = fix(folder, tmp_path / "copy")
+    for place in (folder, copy):
+        [item] = [item for item in survey(place).items if Path(item.name).stem == "0"]
+        number = next(row["id"] for row in json.loads(next(place.rglob("*.json")).read_text())["images"]
+                      if Path(row["file_name"]).stem == "0")
+        assert [thing.box for thing in item.objects] == by_pycocotools(place, number)
+
+
 # near duplicates
 
 def photo(seed):
@@ -1095,6 +1137,8 @@ def test_bccd(tmp_path):
     assert sum(sum(row.values()) for row in found.counts.values()) == 4888 - 2
     assert {"dark", "bright", "blurred", "low information", "tiny box", "odd box"}.isdisjoint(
         f.kind for f in found.findings)
+    twice = [(f.kind, f.where, looks_like(f)) for f in found.findings if f.kind.startswith("near")]
+    assert twice == [("near duplicate across splits", *(f"JPEGImages/BloodImage_000{n}.jpg" for n in (37, 38)))]
     splits = load(real("bccd_voc.zip"))
     assert [len(splits[part]) for part in NAMES] == [205, 87, 72]
 
