@@ -308,9 +308,11 @@ def check(
     findings = [*found.findings, *_check_names(good), *_check_classes(found, good), *_check_looks(good),
                 *_check_boxes(good)]
     divided = good
-    if isinstance(found, Survey) and not any(finding.level == "error" for finding in findings):
+    if isinstance(found, Survey):
         try: divided = split_items(found, seed, **shares)
-        except CourseError as why: findings.append(error("cannot be split", "splits", str(why)))
+        except CourseError as why:
+            sound = not any(finding.level == "error" for finding in findings)
+            if sound: findings.append(error("cannot be split", "splits", str(why)))
     findings += _check_copies(found, divided)
     counts: dict[str, dict[str, int]] = {name: Counter() for name in found.classes}
     for item in good:

@@ -986,6 +986,7 @@ def test_a_burst_that_load_would_tear_apart_is_said_to_be_one(tmp_path):
     "Frames of a hand that moves a little; data without splits is looked at as `load` divides it."
     folder = class_folders(tmp_path / "data", n=30)
     for i in range(12): put(folder / "cat" / f"burst {i}.png", encoded(np.roll(photo(7), 2 * i, 1)))
+    put(folder / "dog" / "broken.png", b"?")  # an error of another kind changes nothing
     splits = load(folder)
     split = {name: part for part in NAMES for name in splits[part].names}
     found = [f for f in check(folder).of("warning") if f.kind.startswith("near duplicate")]
