@@ -285,7 +285,7 @@ def _like_thumbnails(hexes: list[str], alike: float, differ: float) -> list[tupl
     _, directions = np.linalg.eigh(np.cov(unit.T))      # [192, 192], the last differ most
     main = unit @ directions[:, -24:]                   # [N, 24]
     reach = np.sqrt(2 - 2 * alike)
-    _, near = KDTree(main).query(main, k=5, distance_upper_bound=reach)  # itself and four others; N: none
+    _, near = KDTree(main).query(main, k=5, distance_upper_bound=reach, workers=-1)  # itself, others; N: none
     a, place = np.nonzero(near < len(main))
     pairs = np.unique(np.sort(np.stack([a, near[a, place]], axis=1)), axis=0)  # [P, 2], each once
     a, b = pairs.T
@@ -307,8 +307,7 @@ def check(
     findings = [*found.findings, *_check_names(good), *_check_classes(found, good), *_check_looks(good),
                 *_check_boxes(good)]
     divided = good
-    if isinstance(found, Survey) and not any(finding.level == "error" for finding in findings):
-        divided = _divided(found, seed, shares, findings)
+    if isinstance(found, Survey): divided = _divided(found, good, seed, shares, findings)
     findings += _check_copies(found, divided)
     counts: dict[str, dict[str, int]] = {name: Counter() for name in found.classes}
     for item in good:
@@ -316,16 +315,19 @@ def check(
     return Diagnosis(str(spec), found.task, counts, findings)
 
 
-def _divided(found: Survey, seed: int, shares: dict[str, float], findings: list[Finding]) -> list[Item]:
-    "The items in the splits of `load`, or as they are and a finding that says why not."
+def _divided(
+    found: Survey, good: list[Item], seed: int, shares: dict[str, float], findings: list[Finding]
+) -> list[Item]:
+    "The items in the splits of `load`; else the good ones as they are, and a finding, unless another says why."
+    sound = not any(finding.level == "error" for finding in findings)
     if all(item.split in ("valid", "test") for item in found.items):
         what = "nothing to learn from: these images are to measure a model on"
-        findings.append(note("held out", "splits", what))
-        return found.items
+        if sound: findings.append(note("held out", "splits", what))
+        return good
     try: return split_items(found, seed, **shares)
     except CourseError as why:
-        findings.append(error("cannot be split", "splits", str(why)))
-        return found.items
+        if sound: findings.append(error("cannot be split", "splits", str(why)))
+        return good
 
 # %% ../nbs/01i_doctor.ipynb #61b239cc
 def write_splits(
