@@ -194,12 +194,12 @@ def untidy(digits, tmp_path):
 
 def test_train_and_evaluate_say_what_they_leave_out_by_kind(untidy, tmp_path, capsys):
     for words in (["train", "forest", "--trees", "3", "--out"], ["evaluate"]):
-        assert main([*words, str(tmp_path / "m"), "--data", str(untidy)]) == 0
+        assert main([*words, str(tmp_path / "m"), "--data", f"{untidy}?splits=yes"]) == 0
         said = capsys.readouterr().err.splitlines()
         assert "error: unreadable image (2), such as train/0/0.png: not an image" in said
         assert any(line.startswith("warning: no split (3), such as later/0/0.png:") for line in said)
         assert any(line.startswith("warning: unknown format (1), such as train/1/x.svg:") for line in said)
-        assert f"all of them: course data check {untidy}" in said and len(said) <= 7, said
+        assert f"all of them: course data check {untidy}?splits=yes" in said and len(said) <= 7, said
 
 
 def test_nothing_left_out_is_one_line(digits, bundle, capsys):
