@@ -284,9 +284,11 @@ def _no_classes(files: Files, depth: int) -> dict[str, tuple[int, str]]:
 def _no_class_folders(files: Files, refused: dict[str, tuple[int, str]]) -> str:
     "What to say where nothing but folders that are no classes hold images."
     listed = " and ".join(f"{folder}/" for folder in list(refused)[:3])
-    return (f"'{files.root}' has images in {listed}, which are no classes, and no annotations that are read "
-            "here: put each image into the folder of its class (cats/1.jpg, or train/cats/1.jpg), or list "
-            "the labels in a labels.csv with the columns file and label")
+    unread = [name for name in files.names if suffix(name) in (".csv", ".json", ".txt", ".xml")]
+    seen = f" (seen, but in no layout that is known: {', '.join(unread[:2])})" if unread else ""
+    return (f"'{files.root}' has images in {listed}, which are no classes, and no annotations that are read"
+            f"{seen}: put each image into the folder of its class (cats/1.jpg, or train/cats/1.jpg), or list "
+            "the labels in a labels.csv beside the folders, with the columns file and label")
 
 # %% ../nbs/01c_layouts.ipynb #0531e84c
 def clean_boxes(
@@ -524,16 +526,19 @@ def split_items(
 
 def _refuse_missing(found: Survey, items: list[Item]) -> None:
     "CourseError if there is nothing to learn from, or if one of single labels misses a split."
-    if not any(item.split == "train" for item in items):
-        given = " and ".join(sorted({item.split for item in items}))
-        raise CourseError(f"'{found.files.root}' has images of the split {given} only, as its folder or file "
+    given = {item.split for item in _readable(found)}
+    if given <= {"valid", "test"}:
+        only = " and ".join(sorted(given))
+        raise CourseError(f"'{found.files.root}' has images of the split {only} only, as its folder or file "
                           "says: nothing to learn from; `course evaluate` measures a model on them, and "
                           "'?splits=new' behind the path makes new splits")
-    missing = missing_classes(items, found.classes)
-    if not missing or found.task != SINGLE: return
+    missing, there = missing_classes(items, found.classes), {item.split for item in items}
+    if found.task != SINGLE: missing = [(split, label) for split, label in missing if split not in there]
+    if not missing: return
     (split, label), rare = missing[0], {name for _, name in missing}
     rest, without = [name for name in found.classes if name not in rare], ""
-    if len(rest) > 1: without = f"leave it out ('?classes={','.join(rest)}' behind the path), "
+    if len(rest) > 1 and split in there:
+        without = f"leave it out ('?classes={','.join(rest)}' behind the path), "
     three = "images of three groups" if any(item.group for item in items) else "three different ones"
     raise CourseError(f"class '{label}' has no readable image for the {split} split: it needs {three}, one "
                       f"each for train, valid and test; add some, {without}or go on as it is ('?rare=keep')")

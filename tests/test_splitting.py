@@ -58,6 +58,12 @@ def test_folders_that_are_never_classes(folders, names, tmp_path):
         with pytest.raises(CourseError, match="no classes"): check(spec)
 
 
+def test_what_is_seen_and_not_read_is_named(tmp_path):
+    folder = several(tmp_path / "data", "test", "train")
+    put(folder / "test" / "labels.csv", b"file,label")
+    assert "(seen, but in no layout that is known: test/labels.csv)" in refusal(folder)
+
+
 @pytest.mark.parametrize("stray", ["images", "masks", "test", "val"])
 def test_such_a_folder_beside_classes_is_left_out_and_named(stray, tmp_path):
     folder = class_folders(tmp_path / "data")
@@ -274,6 +280,15 @@ def test_boxes_and_several_labels_go_on_with_a_warning(view, tmp_path):
     assert splits.classes == ["bird", "cat", "dog"] and sum(len(splits[part]) for part in NAMES) == 30
     assert [(f.level, f.kind, f.where) for f in splits.left_out] == [("warning", "class misses a split", "bird")]
     assert check(folder).errors == [] and ("class too small", "bird") in told(folder)
+
+
+@pytest.mark.parametrize("n, options", [(2, ""), (12, "?group=/(a|b)")])
+def test_a_split_without_any_image_is_refused(n, options, tmp_path):
+    "Whatever the task: nothing could be chosen by it, or measured on it."
+    folder = voc(tmp_path / "data", n=n, stem=lambda i: f"{'ab'[i % 2]}{i}")
+    spec = f"{folder}{options}"
+    assert "has no readable image for the" in refusal(spec) and "leave it out" not in refusal(spec)
+    assert sum(len(load(spec, rare="keep")[part]) for part in NAMES) == n
 
 
 def test_some_classes(tmp_path):
