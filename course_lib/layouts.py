@@ -279,7 +279,9 @@ def similar_names(
 def _upright(files: Files, item: Item, findings: list[Finding]) -> Item:
     "The item with its boxes in the upright image; what its annotation says about the size is compared."
     if item.record.problem: return item
-    said = item.size
+    said = item.size if min(item.size, default=0) > 0 else ()
+    if item.size and not said:
+        findings.append(note("no size", item.source, "does not say how large its image is"))
     real = (item.record.width, item.record.height)
     way = _orientation(files, item)
     if way > 4 and said == real[::-1] != real:
@@ -397,14 +399,13 @@ def _usable(found: Survey) -> list[Item]:
     for finding in found.findings:
         if finding.kind == UNCLEAR: raise CourseError(f"{finding}: keep the one that is right")
     items = [item for item in found.items if not item.record.problem]
-    root, count = found.files.root, len(found.classes)
+    root, about = found.files.root, layouts[found.layout].about
     if not items: raise CourseError(f"'{root}' holds no image that can be read: see `course data check`")
-    if count < (2 if found.task == SINGLE else 1):
-        about = layouts[found.layout].about
-        raise CourseError(
-            f"'{root}', read as {about}, has {count} class ({', '.join(found.classes)}): a classifier "
-            "needs two or more"
-        )
+    if not found.classes:
+        raise CourseError(f"'{root}', read as {about}, has no class: no object or label in it can be used")
+    if found.task == SINGLE and len(found.classes) < 2:
+        raise CourseError(f"'{root}', read as {about}, has one class only ({found.classes[0]}): a classifier "
+                          "needs two or more")
     return [item for item in items if item.split != UNLISTED]
 
 
