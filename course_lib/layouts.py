@@ -402,7 +402,9 @@ def similar_names(
 def _upright(item: Item, findings: list[Finding]) -> Item:
     "The item with its boxes in the upright image; what its annotation says about the size is compared."
     if item.record.problem: return item
-    said = item.size
+    said = item.size if min(item.size, default=0) > 0 else ()
+    if item.size and not said:
+        findings.append(note("no size", item.source, "does not say how large its image is"))
     real = (item.record.width, item.record.height)
     way = item.record.orientation  # 1 is not at all, 5 to 8 swap width and height
     if way > 4 and said == real[::-1] != real:
@@ -554,10 +556,9 @@ def _usable(found: Survey, least: int) -> list[Item]:
     if not items:
         raise CourseError(f"'{root}' holds no image that can be used: see `course data check`{first}")
     if count >= least: return items
-    names = f" ({', '.join(found.classes)})" if count else ""
-    what = f"'{root}', read as {layouts[found.layout].about}, has {count or 'no'} class{names}"
-    if least == 1: raise CourseError(f"{what}: there is nothing to learn{first}")
-    raise CourseError(f"{what}: a classifier needs two or more{first}")
+    what = f"'{root}', read as {layouts[found.layout].about}, has"
+    if not count: raise CourseError(f"{what} no class: no object or label in it can be used{first}")
+    raise CourseError(f"{what} one class only ({found.classes[0]}): a classifier needs two or more{first}")
 
 
 def _readable(found: Survey) -> list[Item]:

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from course_lib.core import checksum, digest
 
@@ -98,6 +98,72 @@ def coco(root, n=12, edit=None, name="annotations.json"):
     content = (edit(content) if edit else None) or content
     put(root / name, json.dumps(content).encode())
     return root
+
+
+# ---- the data of README's walk: apples are red and round, lemons are yellow and long
+
+FRUIT = ("apple", "lemon")
+
+
+def fruit(seed, kinds, side=96):
+    "An image of these fruit side by side, uint8 [side, side, 3], and (kind, box) of each."
+    rng = np.random.default_rng(seed)
+    small = rng.integers(40, 140, (6, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
+    objects = []
+    for place, kind in enumerate(kinds):
+        room = side // len(kinds)
+        wide = int(rng.integers(side // 4, side * 2 // 5))
+        high = wide if kind == "apple" else wide * 3 // 5
+        left = place * room + int(rng.integers(0, max(1, room - wide)))
+        top = int(rng.integers(0, side - high))
+        shade = int(rng.integers(150, 255))
+        colour = (shade, 20, 30) if kind == "apple" else (shade, shade - 20, 20)
+        ImageDraw.Draw(image).ellipse((left, top, left + wide - 1, top + high - 1), fill=colour)
+        objects.append((kind, (left, top, left + wide, top + high)))
+    return np.asarray(image), objects
+
+
+def fruit_scenes(n):
+    "n images with one or two fruit, as `fruit` gives them."
+    return [fruit(1000 + i, [FRUIT[i % 2]] if i % 3 else [*FRUIT][::1 - 2 * (i % 2)]) for i in range(n)]
+
+
+def fruit_folders(root, n=30):
+    "Class folders; one file is cut short, and one image stands in both classes."
+    for k, kind in enumerate(FRUIT):
+        for i in range(n): put(Path(root) / kind / f"{i:02}.jpg", encoded(fruit(100 * k + i, [kind])[0], "jpeg"))
+    broken = Path(root) / "apple" / "07.jpg"
+    broken.write_bytes(broken.read_bytes()[:700])
+    put(Path(root) / "lemon" / "again.jpg", (Path(root) / "apple" / "12.jpg").read_bytes())
+    return Path(root)
+
+
+def fruit_yolo(root, n=48):
+    "A YOLO export with its own lists of train and val; one line has a class that data.yaml does not know."
+    for i, (image, objects) in enumerate(fruit_scenes(n)):
+        split, side = "val" if i % 4 == 0 else "train", len(image)
+        rows = [(FRUIT.index(kind), (x1 + x2) / 2 / side, (y1 + y2) / 2 / side, (x2 - x1) / side, (y2 - y1) / side)
+                for kind, (x1, y1, x2, y2) in objects]
+        if i == 5: rows.append((2, 0.5, 0.5, 0.1, 0.1))
+        text = "".join(" ".join(f"{value:g}" for value in row) + "\n" for row in rows)
+        put(Path(root) / "images" / split / f"{i:03}.jpg", encoded(image, "jpeg"))
+        put(Path(root) / "labels" / split / f"{i:03}.txt", text.encode())
+    put(Path(root) / "data.yaml", b"train: images/train\nval: images/val\nnames: [apple, lemon]\n")
+    return Path(root)
+
+
+def fruit_coco(root, n=48):
+    "A COCO export; one image is missing, and one box has no area."
+    content = dict(images=[], annotations=[], categories=[dict(id=k, name=kind) for k, kind in enumerate(FRUIT)])
+    for i, (image, objects) in enumerate(fruit_scenes(n)):
+        content["images"].append(dict(id=i, file_name=f"{i:03}.jpg", width=len(image), height=len(image)))
+        for kind, (x1, y1, x2, y2) in objects:
+            content["annotations"].append(dict(id=len(content["annotations"]), image_id=i, category_id=FRUIT.index(kind),
+                                               bbox=[x1, y1, 0 if i == 9 else x2 - x1, y2 - y1]))
+        if i != 3: put(Path(root) / "images" / f"{i:03}.jpg", encoded(image, "jpeg"))
+    put(Path(root) / "annotations.json", json.dumps(content).encode())
+    return Path(root)
 
 
 def vouched(bundle, change):

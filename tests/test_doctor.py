@@ -426,7 +426,7 @@ XML = {  # Annotations/0.xml: (content, kinds of errors and warnings about it, b
     "wrong size": (voc_xml(width=1), {"wrong size"}),
     "infinite size": (voc_xml(width="1e999"), {"broken annotation"}),
     "nan size": (voc_xml(width="nan"), {"broken annotation"}),
-    "no size": (voc_xml(width="", height=""), {"wrong size"}),
+    "no size": (voc_xml(width="", height=""), set()),
     "another file's name": (voc_xml(filename="1.png"), set()),
     "a path as name": (voc_xml(filename="../../x/0.png"), set()),
     "no objects": (voc_xml([]), set()), "fractions": (voc_xml([("cat", (0.5, 1.25, 20.75, 30))]), set()),
@@ -522,7 +522,7 @@ FRAMES = {  # (image, what the xml says, the kinds of warnings); its boxes are l
     "upright": (turned(6), voc_xml(width=48, height=64), set()),
     "square": (turned(6, 64, 64), voc_xml(width=64, height=64), {"turned image"}),
     "upside down": (turned(3), voc_xml(), {"turned image"}),
-    "no size": (turned(8), voc_xml(width="", height=""), {"turned image", "wrong size"}),
+    "no size": (turned(8), voc_xml(width="", height=""), {"turned image"}),
     "another size": (turned(6), voc_xml(width=9, height=9), {"turned image", "wrong size"}),
     "no such orientation": (turned(9), voc_xml(), set()),
 }

@@ -376,3 +376,15 @@ def test_knock_outs_are_noticed(name, tmp_path, monkeypatch):
     verify(tmp_path / "sound")
     monkeypatch.setattr(f"course_lib.layouts.{target}", broken)
     with pytest.raises((AssertionError, CourseError)): verify(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("size", ["<size><width>0</width><height>0</height><depth>3</depth></size>", ""])
+def test_an_annotation_without_a_size_is_a_note_and_no_contradiction(size, tmp_path):
+    plain = re.sub("<size>.*</size>", size, voc_text())
+    found = check(voc(tmp_path, xml={i: plain for i in range(12)}))
+    assert [f.level for f in found.findings if "size" in f.kind] == ["note"] * 12 and not found.errors
+    assert all("0 x 0" not in str(f) for f in found.findings)
+
+
+def test_boxes_without_any_class_are_said_to_have_none(tmp_path):
+    with pytest.raises(CourseError, match="has no class: no object"): load(voc(tmp_path, xml={i: voc_text(boxes=()) for i in range(12)}))

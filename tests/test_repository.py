@@ -2,15 +2,18 @@
 import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
 
 import pytest
+from making import FRUIT, encoded, fruit, fruit_coco, fruit_folders, fruit_yolo, put
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from course_lib.cli import main
 from course_lib.notebooks import chapters, checkout, code_cells, imports, number_of, read, source
 
 ROOT = checkout()
@@ -148,3 +151,39 @@ def test_help_lists_every_target():
 def test_ci_can_be_started():
     assert (ROOT / ".ci" / "run").read_text().startswith("#!")
     assert os.name == "nt" or os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+# ---- README's walk through one's own images
+
+CONSOLE = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+STEPS = [step.split("\n", 1) for block in CONSOLE for step in re.split(r"^\$ ", block, flags=re.M)[1:]]  # command, its output
+
+
+def masked(line, brief):
+    "A line without its numbers, which another machine has otherwise; of a detector that learnt too briefly without its answers."
+    line = re.sub(r"(\d\.jpg): .*", r"\1", line) if brief else line
+    return " ".join(re.sub(r"\d+(\.\d+)?", "N", line).split())
+
+
+def test_the_commands_of_the_readme_say_what_it_shows(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COURSE_HOME", str(tmp_path / "home"))
+    fruit_folders("photos")
+    fruit_yolo("yolo")
+    fruit_coco("coco")
+    for i in range(3):
+        put(f"holiday/{i}.jpg", encoded(fruit(900 + i, [FRUIT[i % 2]])[0], "jpeg"))
+        put(f"market/{i}.jpg", encoded(fruit(950 + i, FRUIT)[0], "jpeg"))
+    put("holiday/4.heic", b"not read here")
+    assert len(STEPS) >= 12
+    for command, shown in STEPS:
+        words = shlex.split(command)
+        brief = ["--epochs", "1", "--weights", "none"] if words[:3] == ["course", "train", "ssd"] else []
+        status = main(words[1:] + brief)
+        out, err = capsys.readouterr()
+        assert words[0] == "course" and status == (words[1:3] == ["data", "check"]), command  # each finds something
+        said = {masked(line, "finder" in command) for line in (out + err).splitlines()}
+        for line in shown.splitlines():
+            pattern = re.escape(masked(line, "finder" in command)).replace(re.escape("..."), ".*")
+            assert any(re.fullmatch(pattern, one) for one in [*said, ""]), f"{command}: not said: {line}"
+    assert len(list((tmp_path / "drawn").glob("*.jpg"))) == 3 and (tmp_path / "boxes.json").is_file()

@@ -171,8 +171,8 @@ def test_small_data_takes_the_plan_that_validates_better(streets, images, monkey
     tried = found.about["tried"]
     assert list(tried) == ["exact rbf on hog,lbp,color", "linear on patches"]
     assert found.about["valid_accuracy"] == max(tried.values()) == tried[found.about["plan"]]
-    given = dict(zip(tried, (dict(features="hog,lbp,color"), dict(features="patches", kernel="linear"))))
-    alone = {plan: svm(streets, input_size=32, c=1.0, gamma=1.0, atoms=20, **options) for plan, options in given.items()}
+    given = dict(zip(tried, (dict(features="hog,lbp,color", gamma=1.0), dict(features="patches", kernel="linear", atoms=20))))
+    alone = {plan: svm(streets, input_size=32, c=1.0, **options) for plan, options in given.items()}
     assert {plan: made.about["valid_accuracy"] for plan, made in alone.items()} == tried
     assert np.array_equal(alone[found.about["plan"]].predict_proba(images), found.predict_proba(images))
     one, other = tried  # whichever wins is taken, the first if they are equal

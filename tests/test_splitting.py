@@ -51,7 +51,7 @@ def test_folders_that_are_never_classes(folders, names, tmp_path):
     "Splits without class folders, and folders of images and of annotations: an error that says what was seen."
     folder = several(tmp_path / "data", *folders)
     if folders == ("train", "eval"):
-        assert ("no class", "train") in told(folder, "error") and "has 1 class (eval)" in refusal(folder)
+        assert ("no class", "train") in told(folder, "error") and "has one class only (eval)" in refusal(folder)
         return
     for spec in (folder, zipped(folder, tmp_path / "data.zip")):
         assert names in refusal(spec) and "labels.csv" in refusal(spec)
