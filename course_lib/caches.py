@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from .core import build_once, home
 
 # %% ../nbs/00e_caches.ipynb #fada0444
-VERSION = 2  # of the code that decodes, resizes and describes images
+VERSION = 3  # of the code that decodes, resizes and describes images
 
 KINDS = dict(  # the first word of a cache's name -> what is in it
     pixels="images at one size", index="what a look at each image told", shapes="sizes of images",

@@ -28,7 +28,7 @@ def filled(home, tmp_path):
     return splits
 
 
-DECODED = {2: "e29a1a"}  # version of the decoder -> the start of the hash of what it makes of `EXAMPLES`
+DECODED = {3: "062810"}  # version of the decoder -> the start of the hash of what it makes of `EXAMPLES`
 WIDE = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 20
 EXAMPLES = [
     encoded(scene(1)), encoded(scene(1)[..., 0]), encoded(Image.fromarray(scene(1)).quantize(8)), encoded(np.dstack([scene(1), scene(2)[..., 0]])),
