@@ -19,7 +19,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' Makefile | awk '{ name = $$1; $$1 = ""; printf "make %-10s%s\n", name, $$0 }'
 
-run: $(READY) ## run the course from beginning to end and print the leaderboard
+run: $(READY) ## run the lessons from beginning to end and print the leaderboard
 	$(BIN)/course notebooks run
 
 test: $(READY)-dev ## check the code (ruff, ty), then run all tests

@@ -90,7 +90,7 @@ class Cache:
         try: return f"{kind}: {json.loads(about.read_text(encoding='utf-8'))}"
         except (AttributeError, OSError, ValueError): return f"{kind}, of an earlier version or unfinished"
 
-
+# %% ../nbs/00e_caches.ipynb #7c0a0ea3
 def caches() -> list[Cache]:
     "All caches in `home()`, the one that was used last first."
     folder, groups = home() / "cache", {}

@@ -50,7 +50,7 @@ def argument_comments(
     lines = re.finditer(r"^\s+(\w+)\s*(?::[^#\n]*)?(?:=[^#\n]*)?,?\s*#\s*(.+)$", source, re.M)
     return {line[1]: line[2].strip() for line in reversed(list(lines))}
 
-
+# %% ../nbs/91b_cli.ipynb #f6ef838a
 def add_options(
     parser: argparse.ArgumentParser,
     function,  # whose arguments after the first become options
@@ -100,7 +100,7 @@ def refuse_unknown(
     name, _, _ = parse_spec(spec, 0, {})
     if not is_path(name) and name not in sources.names(): sources[name]
 
-
+# %% ../nbs/91b_cli.ipynb #88f408f0
 def data_check(args) -> int:
     "Examine a data set; 1 if something would break training."
     refuse_unknown(args.data)
@@ -205,7 +205,7 @@ def learnt_from_valid(
     "Whether the validation images were trained on, too."
     return any(meta.get("arguments", {}).get(name) for name in ("with_valid", "refit"))
 
-
+# %% ../nbs/91b_cli.ipynb #ef68b7b2
 def evaluate_bundle(args) -> int:
     "Measure a bundle on a split, or on all of new data that has none."
     refuse_unknown(args.data)
@@ -249,7 +249,7 @@ def evaluate_bundle(args) -> int:
     else: print(score_table(result))
     return 0
 
-
+# %% ../nbs/91b_cli.ipynb #eb564d51
 def other_scales(
     splits,      # loaded data
     meta: dict,  # of a bundle
@@ -259,7 +259,8 @@ def other_scales(
     other = [kind for kind, scale in splits.scales.items() if list(scale) != list(trained.get(kind, scale))]
     if not other: return ""
     (black, white), (black_here, white_here) = trained[other[0]], splits.scales[other[0]]
-    return f"note: in training {black:g} was black and {white:g} white, here {black_here:g} and {white_here:g}"
+    here = f"here {black_here:g} and {white_here:g}"
+    return f"note: in training {black:g} was black and {white:g} white, {here}"
 
 # %% ../nbs/91b_cli.ipynb #e5b2c437
 def score_table(
@@ -506,7 +507,7 @@ def cache_clear(args) -> int:
     print(f"removed {len(found) - len(stay)} of {len(found)}")
     return 1 if stay else 0
 
-
+# %% ../nbs/91b_cli.ipynb #0d8010d2
 def cache_table(
     found: list,  # of `Cache`
 ) -> str:
@@ -533,8 +534,9 @@ def student_edition(args) -> int:
 
 def notebooks_run(args) -> int:
     "Run the course's notebooks; 1 if one fails."
-    from course_lib.notebooks import leaderboard, run
-    only = args.only.split(",") if args.only else None
+    from course_lib.notebooks import chapters, is_lesson, leaderboard, number_of, run
+    only = [number_of(path) for path in chapters() if is_lesson(path)]
+    if args.only: only = None if args.only == "all" else args.only.split(",")
     if args.jobs is not None: within(1, 1000, jobs=args.jobs)
     runs = run(profile=args.profile, only=only, jobs=args.jobs)
     print("\n" + leaderboard({done.name: done.report for done in runs}))
@@ -547,7 +549,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
-
+# %% ../nbs/91b_cli.ipynb #c1211348
 def make_parser(
     model: str | None = None,  # whose options `train` takes; it is imported only if it is named
 ) -> argparse.ArgumentParser:
@@ -568,7 +570,8 @@ def make_parser(
     )
     text = "cpu (the notebooks' own values), smoke (fast) or gpu (real data); default: cpu"
     action.add_argument("--profile", default="cpu", help=text)
-    action.add_argument("--only", metavar="03,04", help="numbers of the notebooks to run (default: all)")
+    text = "numbers of the notebooks to run, or all (default: the lessons)"
+    action.add_argument("--only", metavar="03,04", help=text)
     action.add_argument("--jobs", type=int, help="how many at a time (default: by the number of processors)")
     action = _add(
         commands,
@@ -581,7 +584,7 @@ def make_parser(
     )
     return parser
 
-
+# %% ../nbs/91b_cli.ipynb #781d9568
 def _add_import(parser) -> None:
     text = "a Python file with models, losses, layouts ... of your own to import first; may be repeated"
     parser.add_argument("--import", metavar="FILE", dest="imports", action="append", default=[], help=text)
@@ -617,7 +620,7 @@ def natural(text: str) -> int:
     if text.isdecimal(): return int(text)
     raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0")
 
-
+# %% ../nbs/91b_cli.ipynb #84868ba3
 def _add_seed(parser, default: int | None = 0, text: str = "0") -> None:
     parser.add_argument(
         "--seed", type=natural, default=default, help=f"of splits and training (default: {text})"
@@ -707,7 +710,7 @@ def _add_use(commands) -> None:
         "--draw", metavar="OUT", help="a folder for the images with boxes and names drawn; for detectors"
     )
 
-
+# %% ../nbs/91b_cli.ipynb #b198b2e0
 def _add_cache(commands) -> None:
     cache = _add(commands, "cache", cache_show, "show what is kept on disk of what was computed from images")
     actions = cache.add_subparsers(metavar="ACTION")
@@ -735,7 +738,7 @@ class Speaker(logging.Handler):
     "Shows what the library has to say on standard error, as it is at that moment."
     def emit(self, record): print(self.format(record), file=sys.stderr)
 
-
+# %% ../nbs/91b_cli.ipynb #6e6006dd
 def main(
     argv: list[str] | None = None,  # the words after `course`; by default those of the process
 ) -> int:

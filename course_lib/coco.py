@@ -74,7 +74,7 @@ def _coco_id(value: int | str | float) -> int | str | float:
     text = str(value).strip()
     return int(text) if text.lstrip("-").isdecimal() and str(int(text)) == text else value
 
-
+# %% ../nbs/01e_coco.ipynb #beb09544
 def _coco_object(i: int, entry: dict, names: dict, place: str, findings: list[Finding]) -> Object | None:
     "The object, its box as x, y, width, height; None, and a finding, if these are not four numbers."
     name, box = names.get(entry["category_id"], ""), _coco_box(entry)
@@ -101,7 +101,7 @@ def _coco_box(entry: dict) -> tuple | None:
     except (LookupError, TypeError, ValueError, OverflowError): return None
     return box if len(box) == 4 and all(map(isfinite, box)) else None
 
-
+# %% ../nbs/01e_coco.ipynb #2d42a607
 def _coco_size(image: dict) -> tuple:
     "Width and height as written: (0, 0) if they are no numbers, () if they are missing."
     if "width" not in image or "height" not in image: return ()
@@ -135,7 +135,7 @@ class _Pool:
         several = real[form] if form else []
         return several[0] if len(several) == 1 else ""
 
-
+# %% ../nbs/01e_coco.ipynb #eb7f048b
 class _CocoImages:
     "The images of a COCO layout."
 
@@ -211,7 +211,7 @@ def _coco_classes(source: str, categories: Iterable[tuple], findings: list) -> d
         names[0] = None
     return {number: names[0] for number, names in several.items()}
 
-
+# %% ../nbs/01e_coco.ipynb #57124e74
 def _entries_of_images(
     source: str, entries: list[dict], images: _CocoImages, findings: list[Finding]
 ) -> dict[str, list[dict]]:

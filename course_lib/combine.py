@@ -80,7 +80,7 @@ def _only_these(images: Images, classes: list[str]) -> Images:
     else: targets = [_objects_of(target, place) for target in images.targets]
     return replace(images, targets=targets, classes=classes, key=f"{images.key}:{','.join(classes)}")
 
-
+# %% ../nbs/01j_combine.ipynb #a9b5e95f
 def _objects_of(target: dict, place: list[int]) -> dict:
     "The target with the objects of the classes of these numbers, which get new ones, from 1."
     kept = np.isin(target["labels"], np.array(place) + 1)  # [N]

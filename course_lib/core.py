@@ -333,7 +333,7 @@ def writable_bundle(
     shutil.rmtree(trial, ignore_errors=True)
     return folder
 
-
+# %% ../nbs/00b_core.ipynb #74ad21b8
 def _listed(
     folder: Path,  # perhaps a bundle
 ) -> set[str]:

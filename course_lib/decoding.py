@@ -61,7 +61,7 @@ def _not_an_image(data: bytes) -> str:
     kind = next((kind for pattern, kind in _OTHERS.items() if re.match(pattern, start, re.S)), "")
     return f"not an image of a format that is read, but {kind}" if kind else "not an image"
 
-
+# %% ../nbs/01k_decoding.ipynb #80adfb9f
 @contextmanager
 def plain_errors(
     data: bytes,  # the content of an image file
@@ -122,7 +122,7 @@ def _changes(transform: ImageCms.ImageCmsTransform, mode: str, out: str) -> int:
     before, after = (np.asarray(image, int) for image in (sample.convert(out), transform.apply(sample)))
     return np.abs(after - before).max()
 
-
+# %% ../nbs/01k_decoding.ipynb #90065041
 def _in_srgb(image: Image.Image) -> tuple[Image.Image, str]:
     "The image with its ICC profile applied, and the profile's name; '' where none had to be."
     profile = image.info.get("icc_profile")
@@ -155,7 +155,7 @@ def image_format(
     "The format of an image file by its content, as Pillow calls it: 'JPEG'. OSError if it is no image."
     with plain_errors(data): return _open(data).format or ""
 
-
+# %% ../nbs/01k_decoding.ipynb #3e7bc6b9
 def read_image(
     data: bytes,  # the content of an image file
 ) -> Stored:
@@ -202,7 +202,7 @@ def common_scales(
     for kind, low, high in extents: ends[kind] += [low, high]
     return {kind: (min(0, *values), _white(kind, max(values))) for kind, values in ends.items()}
 
-
+# %% ../nbs/01k_decoding.ipynb #2f140e71
 def scale_for(
     values: np.ndarray,                                 # as of `grey_values`
     scales: dict[str, tuple[float, float]] | None,      # of the data set, as `common_scales` returns them

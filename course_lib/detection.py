@@ -88,7 +88,7 @@ class CocoMetric(MeanAveragePrecision):
         torch.distributed.all_gather_object(every, mine, group=process_group)
         for name in mine: setattr(self, name, [one for part in every for one in part[name]])
 
-
+# %% ../nbs/15_detection.ipynb #3bc95e79
 class AveragePrecision(CocoMetric):
     """COCO's mean average precision of what a detector says, collected on the CPU.
 

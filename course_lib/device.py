@@ -118,7 +118,7 @@ def make_accelerator(
     with _own_accelerate_state(alone):
         yield Accelerator(cpu=device == "cpu", mixed_precision="no" if chosen == "fp32" else chosen)
 
-
+# %% ../nbs/00c_device.ipynb #66938258
 @contextmanager
 def _own_accelerate_state(
     alone: bool,  # one process: else its connection to the others stays
@@ -166,7 +166,7 @@ def autocast(
     half = half_type(device, precision)
     return torch.autocast(device, half, enabled=half is not None)
 
-
+# %% ../nbs/00c_device.ipynb #f385e989
 def averaged(
     model: nn.Module,
     decay: float,      # 0..1
@@ -251,7 +251,7 @@ def training_layers(
             place.update(own)
         for module, kind in kinds.items(): module.__class__ = kind
 
-
+# %% ../nbs/00c_device.ipynb #09bef4b1
 def _training_kind(module: nn.Module, device: torch.device, world: int) -> type:
     "The class that a layer has while it is trained."
     if world > 1 and type(module) is nn.BatchNorm2d: return SharedBatchNorm

@@ -97,7 +97,7 @@ def _survey_splits(splits: Splits) -> _SplitsSurvey:
     "What loaded splits hold, in the form in which `survey` tells of files."
     return _SplitsSurvey(splits, [item for split in NAMES for item in _loaded_items(splits, split)])
 
-
+# %% ../nbs/01i_doctor.ipynb #9ad707c2
 def _loaded_items(splits: Splits, split: str) -> Iterator[_LoadedItem]:
     part = splits[split]
     def look_at(i): return describe(part.read(i))
@@ -154,7 +154,7 @@ def _fault(record: Record, usual: float, blurred: float) -> tuple[str, str]:
         return "blurred", f"sharpness {record.sharpness:.0f}, where less than {blurred:.0f} is exceptional"
     return "", ""
 
-
+# %% ../nbs/01i_doctor.ipynb #a5f1814b
 def _blurred(sharpness: list[float]) -> float:
     "The sharpness below which an image is blurred beside the others; 0 for fewer than twenty."
     if len(sharpness) < 20: return 0.0
@@ -195,7 +195,7 @@ def _usual_shapes(shapes: np.ndarray) -> tuple[float, float]:
     (low, high), middle = _fences(shapes), np.median(shapes)
     return min(low, middle - np.log(4)), max(high, middle + np.log(4))
 
-
+# %% ../nbs/01i_doctor.ipynb #3564c1dc
 def _box_finding(kind: str, item: Item, thing: Object, what: str) -> Finding:
     about = f"object {thing.index} ({thing.name}), box ({', '.join(f'{v:g}' for v in thing.box)})"
     return warning(kind, item.source or item.name, f"{about}: {what}")
@@ -274,7 +274,7 @@ def near_duplicates(
 
     return [pair for pair in progress(pairs, "comparing images") if close(*pair)]
 
-
+# %% ../nbs/01i_doctor.ipynb #b91cd062
 def _like_thumbnails(hexes: list[str], alike: float, differ: float) -> list[tuple[int, int]]:
     "Pairs of thumbnails that correlate and are as bright, each with its four nearest at most."
     values = [np.frombuffer(bytes.fromhex(text), np.uint8) for text in hexes]
@@ -314,11 +314,11 @@ def check(
         for label in item.classes: counts[label][item.split] += 1
     return Diagnosis(str(spec), found.task, counts, findings)
 
-
+# %% ../nbs/01i_doctor.ipynb #ea1729b9
 def _divided(
     found: Survey, good: list[Item], seed: int, shares: dict[str, float], findings: list[Finding]
 ) -> list[Item]:
-    "The items in the splits of `load`; else the good ones as they are, and a finding, unless another says why."
+    "The items in the splits of `load`; else the good ones, and a finding, unless an error says why already."
     sound = not any(finding.level == "error" for finding in findings)
     if all(item.split in ("valid", "test") for item in found.items):
         what = "nothing to learn from: these images are to measure a model on"
@@ -365,7 +365,7 @@ def fix(
     layout = found.layout if same_task else "csv"  # a view of labels has lost its boxes
     return write_dataset(items, lambda item: found.files.read(item.name), layout, out)
 
-
+# %% ../nbs/01i_doctor.ipynb #ee986066
 def _kept(found: Survey) -> list[Item]:
     "One item for each image that can be read, has a split or may get one, and is not contradicted by a copy."
     items = [item for item in found.items if not item.record.problem and item.split != UNLISTED]

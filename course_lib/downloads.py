@@ -80,7 +80,7 @@ class Download:
         from torchvision import datasets
         return getattr(datasets, self.kind)(root, download=online, **self.parts[part])
 
-
+# %% ../nbs/01h_downloads.ipynb #20f413c7
 def downloadable(
     name: str,         # as in `load(name)`; its card is datasets/NAME.md
     about: str,        # the rest as in `Download`
@@ -118,7 +118,7 @@ def _from_torchvision(name: str, part: str, dataset) -> Images:
     key = sha1(f"{name}:{part}:{len(dataset)}:{targets}".encode()).hexdigest()
     return Images(names, targets, classes, SINGLE, _Reader(dataset), key)
 
-
+# %% ../nbs/01h_downloads.ipynb #684fa246
 @dataclass(frozen=True)
 class _Reader:
     "Reads the images of torchvision's data set by number; a class, so that it can be pickled."

@@ -43,7 +43,7 @@ def free_place(
         return a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
     return next((place for place in places if all(apart(place, other) for other in taken)), places[0])
 
-
+# %% ../nbs/15b_drawing.ipynb #1c7f8d29
 def draw(
     image: np.ndarray,     # uint8 [H, W, 3]
     found: dict,             # boxes [M, 4] in its pixels, labels [M] from 1, and perhaps scores [M]

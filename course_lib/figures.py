@@ -53,7 +53,7 @@ def _rendered(canvas) -> np.ndarray:  # uint8 [H, W, 3]
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
-
+# %% ../nbs/00d_figures.ipynb #c5ef8a74
 def _quoted(text) -> str:
     "The words of a text, in one line."
     return f"'{' '.join(text.get_text().split())}'"

@@ -56,7 +56,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         why = f"'{path}' is neither a folder nor a zip archive that can be read ({error})"
         raise CourseError(why) from None
 
-
+# %% ../nbs/01b_files.ipynb #3a593ea5
 def _zip_listing(archive: zipfile.ZipFile) -> Listing:
     "The names of an archive's files, and of all their parent folders."
     stored = {name.replace("\\", "/"): name for name in archive.namelist()}
@@ -219,7 +219,7 @@ def _walk(root: Path) -> Listing:
         found.folders += [at + name for name in inner]
     return found
 
-
+# %% ../nbs/01b_files.ipynb #66900f24
 def _too_often(folder: str, real: str, times: int) -> bool:
     "Whether a folder, seen some times already, is one above itself, or was read often enough."
     if not times: return False
@@ -259,7 +259,7 @@ def _begins_like_an_image(files: Files, name: str) -> bool:
     try: return looks_like_an_image(files.read(name, 16))
     except OSError: return False
 
-
+# %% ../nbs/01b_files.ipynb #744df1a1
 def _not_read(files: Files) -> Iterator[Finding]:
     "Findings on files that are neither images nor texts, with counts by ending."
     rest, images = defaultdict(list), set(files.images)
@@ -293,7 +293,7 @@ class Record:
     entropy: float = 8.0    # of its grey levels, in bits, 0..8
     sharpness: float = 0.0  # variance of its Laplacian, in squared grey levels
 
-
+# %% ../nbs/01b_files.ipynb #58030bc3
 def describe(
     pixels: np.ndarray,  # uint8 [H, W, 3]
 ) -> Record:
@@ -318,7 +318,7 @@ def _looks(grey: Image.Image) -> dict[str, float]:
     sharpness = float(edges @ edges / edges.size - edges.mean() ** 2) if edges.size else 0.0
     return dict(low=low, high=high, entropy=abs(round(grey.entropy(), 2)), sharpness=round(sharpness, 1))
 
-
+# %% ../nbs/01b_files.ipynb #a345a738
 def look(
     data: bytes,                 # the content of an image file
     scales: dict | None = None,  # of the data set, as `common_scales` returns them; None: as if it were alone
@@ -381,7 +381,7 @@ def index(
     note_use(path, str(files.root.resolve()))
     return {name: found[name] for name in names}
 
-
+# %% ../nbs/01b_files.ipynb #c292f78d
 def _look_at_all(files: Files, names: list[str], scales: dict | None) -> dict[str, Record]:
     "A new record for each image."
     def look_at(name: str) -> Record:
@@ -433,7 +433,7 @@ def _reach(record: Record) -> str:
     _, low, high = record.extent
     return f"; its values are {low:g} to {high:g}, {record.scale[1]:g} is white"
 
-
+# %% ../nbs/01b_files.ipynb #44ded04e
 def _scale_notes(records: dict[str, Record]) -> Iterator[Finding]:
     "The scale of images with more than 8 bits."
     seen = defaultdict(list)

@@ -57,7 +57,7 @@ def cut(
     whole = SSDLiteFeatureExtractorMobileNet(net.features, last, nn.BatchNorm2d)
     return Cut([*whole.features, *whole.extra], net.classifier, wants.mean, wants.std, len(whole.features))
 
-
+# %% ../nbs/12_hybrid.ipynb #2e23c605
 def cut_detector(
     weights: bool,
 ) -> Cut:
@@ -162,7 +162,7 @@ def recomputed(
         context_fn=lambda: (nullcontext(), uncounted(block)),
     )
 
-
+# %% ../nbs/12_hybrid.ipynb #1c3c7d61
 @contextmanager
 def uncounted(
     block: nn.Module,

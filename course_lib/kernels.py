@@ -146,7 +146,7 @@ def _pool(process, threads):  # by the process's number, too: a forked process m
 def _keep_memory():  # once for each process; 32 MB is the highest bound that glibc chooses by itself
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
-
+# %% ../nbs/03b_kernels.ipynb #a28764ba
 def in_pieces(
     function,  # function(images [B, C, H, W], ...) that returns a tensor [B, ...]
 ):
@@ -186,7 +186,7 @@ def _slide(x, offset, size, margin, dim):
     before, after = (share.expand(near.shape[1:]).contiguous() for share in shares)
     return (before * near).add_(after * far)
 
-
+# %% ../nbs/03b_kernels.ipynb #6b1035ed
 def neighbours(
     x: Tensor,      # [B, H, W], grey levels
     points: int,    # how many neighbours

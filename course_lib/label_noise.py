@@ -65,7 +65,7 @@ def _of_one_label(dataset: Images, probabilities: np.ndarray, targets: np.ndarra
 
 def _yes_no(probability: np.ndarray) -> np.ndarray: return np.stack([1 - probability, probability], axis=1)
 
-
+# %% ../nbs/04e_label_noise.ipynb #889a34a6
 def _said(name: str, yes: int, probability: float) -> str:
     if yes: return f"is not labelled {name}, the model says it is ({probability:.2f})"
     return f"is labelled {name}, the model says it is not ({probability:.2f})"

@@ -115,7 +115,7 @@ def survey(
     seen = f"; {files.findings[0]}" if files.findings else ""
     raise CourseError(f"'{path}' holds no data set: expected {expected}{seen}")
 
-
+# %% ../nbs/01c_layouts.ipynb #ba3823d5
 def _opened(path: Path | str) -> tuple[Files, Path | None]:
     "The files around `path`, and `path` itself if it is a single file. CourseError if it is not there."
     try:
@@ -231,7 +231,7 @@ def _folder_items(files: Files, depth: int, refused: dict, findings: list[Findin
     for folder, (n, why) in refused.items():
         findings.append(error("no class", folder, f"{why}: its {n} images are left out"))
 
-
+# %% ../nbs/01c_layouts.ipynb #1c6dd589
 def _splits_in_classes(files: Files, findings: list[Finding]) -> bool:
     "Whether every class has folders train, test, ... with most of the images in them: cats/train/1.jpg."
     parts = [name.split("/") for name in files.images if "/" in name]
@@ -267,7 +267,7 @@ def _class_depth(files: Files) -> int:
                           f"if it is a split and {own} are classes, '?splits=no' if it is a class itself")
     return 1
 
-
+# %% ../nbs/01c_layouts.ipynb #8fc37217
 def _no_classes(files: Files, depth: int) -> dict[str, tuple[int, str]]:
     "The folders in the place of classes that are none: folder -> number of images, and why."
     below = [name.split("/") for name in files.images if name.count("/") > depth]
@@ -310,7 +310,7 @@ def clean_boxes(
         if box: good.append(replace(thing, box=box))
     return good, findings
 
-
+# %% ../nbs/01c_layouts.ipynb #e82e6742
 def _clean_box(thing: Object, width: int, height: int) -> tuple:
     "The box to train on, or None; and the level, kind and description of what is wrong, '' if nothing is."
     x1, y1, x2, y2 = thing.box
@@ -385,7 +385,7 @@ def _cleaned(item: Item, findings: list[Finding]) -> Item:
     findings.extend(found)
     return replace(item, objects=tuple(objects))
 
-
+# %% ../nbs/01c_layouts.ipynb #99349dfa
 def similar_names(
     names: Iterable[str],     # of classes
     findings: list[Finding],  # to which is added what was found
@@ -419,7 +419,7 @@ def _upright(item: Item, findings: list[Finding]) -> Item:
         findings.append(warning("wrong size", item.source, what))
     return item
 
-
+# %% ../nbs/01c_layouts.ipynb #36e8b1eb
 def _turn(box: tuple, way: int, width: int, height: int) -> tuple:
     "A box of a stored image of that size, in the upright one. way: the EXIF orientation, 5..8."
     x1, y1, x2, y2 = box
@@ -477,7 +477,7 @@ def load_files(
     return Splits(**splits, classes=found.classes, task=found.task, spec=str(path), left_out=left_out,
                   made=made, scales=found.files.scales)
 
-
+# %% ../nbs/01c_layouts.ipynb #726a1eba
 def survey_with(
     path: Path | str,         # as for `load_files`
     options: dict[str, str],  # likewise
@@ -525,7 +525,7 @@ def split_items(
     if not rare: _refuse_missing(found, items)
     return items
 
-
+# %% ../nbs/01c_layouts.ipynb #28642993
 def _refuse_missing(found: Survey, items: list[Item]) -> None:
     "CourseError if there is nothing to learn from, or if one of single labels misses a split."
     given = {item.split for item in _readable(found)}
@@ -545,7 +545,7 @@ def _refuse_missing(found: Survey, items: list[Item]) -> None:
     raise CourseError(f"class '{label}' has no readable image for the {split} split: it needs {three}, one "
                       f"each for train, valid and test; add some, {without}or go on as it is ('?rare=keep')")
 
-
+# %% ../nbs/01c_layouts.ipynb #f605f8a3
 def _usable(found: Survey, least: int) -> list[Item]:
     "The items that can be learnt from. CourseError if there are none, or if the data contradicts itself."
     for finding in found.findings:
@@ -600,7 +600,7 @@ def _with_splits(found: Survey, said: str) -> Survey:
     if alone == "train" or said == "no": return found
     return replace(found, items=[replace(item, split=alone) for item in found.items])
 
-
+# %% ../nbs/01c_layouts.ipynb #5b1c77d2
 def _root_lists(files: Files) -> dict[str, dict[str, str | None]]:
     "train.txt, val.txt and test.txt at the root that name images: list -> line -> image, None if unclear."
     names = [name for name in files.names if suffix(name) == ".txt" and "/" not in name]
@@ -685,7 +685,7 @@ def with_groups(
         findings.append(error("group across splits", group, what))
     return replace(found, items=items, findings=findings)
 
-
+# %% ../nbs/01c_layouts.ipynb #e702fcc0
 def _group(pattern: re.Pattern, name: str) -> str:
     "The first group of a match in a file's name, or the whole match; '' without one."
     match = pattern.search(name)
@@ -743,7 +743,7 @@ def _images(found: Survey, items: list[Item]) -> Images:
     key = sha1(repr([_content(item) for item in items]).encode()).hexdigest()
     return Images(names, _targets(found, items), found.classes, found.task, read, key)
 
-
+# %% ../nbs/01c_layouts.ipynb #e232c4de
 def _targets(found: Survey, items: list[Item]) -> list:
     "What a model has to say about each item: see `Images.targets`."
     number = {name: i for i, name in enumerate(found.classes)}

@@ -137,7 +137,7 @@ def same_run(
                 f"'{path}' was made with {name}={was.get(name)}, not {value}: use the same, or another folder"
             )
 
-
+# %% ../nbs/05b_loop.ipynb #9148bb4b
 def reserve(
     folder: Path,  # of a run
     resume: bool,
@@ -329,7 +329,7 @@ class Task(Protocol):
     def metrics(self) -> MetricCollection:
         "Update with outputs and targets; compute gives a dictionary that has `score`."
 
-
+# %% ../nbs/05b_loop.ipynb #2e2af99e
 class Batched(Protocol):
     "Batches as a pure function of epoch and step."
     def __len__(self) -> int: "Steps of an epoch."
@@ -402,7 +402,7 @@ class Training:
         self.epoch, self.step, self.seconds = place["epoch"], place["step"], place["seconds"]
         self.losses = self.new_losses(place["total"])
 
-
+# %% ../nbs/05b_loop.ipynb #7761cc0e
 def asked_for(
     job: Job,
 ) -> dict:
@@ -430,7 +430,7 @@ def fit(
     a wrong resume."""
     return learn(Job(model, splits, recipe, input_size, task, folder, resume, device, tuple(callbacks)))
 
-
+# %% ../nbs/05b_loop.ipynb #3af78c9e
 def learn(
     job: Job,
 ) -> History:
@@ -484,7 +484,7 @@ def learn_epoch(
     run.go_to(dict(epoch=run.epoch + 1, step=0, total=0.0, seconds=0.0))
     run.tell("after_epoch")
 
-
+# %% ../nbs/05b_loop.ipynb #73f310b3
 def learn_batch(
     run: Training,
     inputs: Tensor,  # [B, 3, S, S]
@@ -521,7 +521,7 @@ def make_task(
     if recipe.loss: check_loss(task)
     return task
 
-
+# %% ../nbs/05b_loop.ipynb #b20c62d0
 def check_loss(
     task: Classification,
 ) -> None:
@@ -563,7 +563,7 @@ def micro_batches(
     for part in (share(mine.stop - mine.start, i, count) for i in range(count)):
         yield slice(mine.start + part.start, mine.start + part.stop)
 
-
+# %% ../nbs/05b_loop.ipynb #b8e40a27
 def refuse_scores(
     recipe: Recipe,
 ) -> None:
@@ -617,7 +617,7 @@ def files_of(
     if not run.job.folder: return []
     return [Checkpointing(run), TensorBoard()] if run.is_first else [Checkpointing(run)]
 
-
+# %% ../nbs/05b_loop.ipynb #a6b15596
 class MovingAverage(Callback):
     "An exponential moving average of the weights is what is measured, and what is left in the end."
     name = "average"
@@ -665,7 +665,7 @@ class EarlyStopping(Callback):
 
     def before_epoch(self, run): run.stopped |= run.history.waited() >= self.patience
 
-
+# %% ../nbs/05b_loop.ipynb #d1170868
 class ProgressBar(Callback):
     """A bar over all steps, with the last loss and score; it comes when the training takes longer than two
     seconds."""
@@ -713,7 +713,7 @@ class Checkpointing(Callback):
     def after_training(self, run):
         if self.writes: self.checkpoint.remove()
 
-
+# %% ../nbs/05b_loop.ipynb #ef6d480c
 class TensorBoard(Callback):
     "Each epoch's row goes to a file that `tensorboard --logdir FOLDER` shows."
     writer = None

@@ -67,7 +67,7 @@ class OfLogits(MetricCollection):
     for probabilities."""
     def update(self, outputs, targets): super().update(outputs.sigmoid(), targets)
 
-
+# %% ../nbs/10_multilabel.ipynb #eb39a3bb
 @tasks.register("multi-label")
 class MultiLabel(Classification):
     "Any number of classes per image: binary cross entropy for each class (Bishop 2006, section 5.2)."

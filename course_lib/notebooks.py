@@ -84,7 +84,7 @@ def is_lesson(
     "Whether a notebook is a lesson: its number has no letter."
     return number_of(path).isdigit()
 
-
+# %% ../nbs/90b_notebooks.ipynb #56758462
 def chapters(
     only: list[str] | None = None,  # numbers or names to choose: ['03', '04b', '05_training']; None for all
     folder: Path | None = None,     # where the notebooks are; None for the checkout's nbs/
@@ -150,7 +150,7 @@ def finished(
     kernels too."""
     return not source(cell).strip() or "shell.execute_reply" in cell["metadata"].get("execution", {})
 
-
+# %% ../nbs/90b_notebooks.ipynb #1de20e2a
 def failure(
     nb: dict,        # an executed notebook
     said: str = "",  # what the process that ran it printed last, for a death without a traceback
@@ -606,7 +606,7 @@ def _figure_blemishes(number: int, about: dict) -> list[str]:
         else [*lines, f"cell [{number}]: has an image without alt text; show it with `alt(fig, text)`"]
     )
 
-
+# %% ../nbs/90b_notebooks.ipynb #5eca0e82
 def blemishes(
     nb: dict,  # an executed notebook
 ) -> list[str]:
@@ -669,7 +669,7 @@ def _publish(results):
         )
     readme.write_text(text, encoding="utf-8", newline="\n")
 
-
+# %% ../nbs/90b_notebooks.ipynb #c5b2731a
 def _publish_figures(path):
     "Write the images of the cells that are tagged `figure` to figures/."
     for cell in code_cells(read(path)):
@@ -778,7 +778,7 @@ def wrong_answers(
         found.setdefault(exercise.strip(), []).append((why.strip(), code))
     return found
 
-
+# %% ../nbs/90b_notebooks.ipynb #7253c673
 def with_trials(
     nb: dict,        # a notebook
     answers: dict,   # of `wrong_answers`

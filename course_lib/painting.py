@@ -183,7 +183,7 @@ def read_drawings(
         drawings[name] = Drawing(kind, width, belt, top)
     return drawings
 
-
+# %% ../nbs/02b_painting.ipynb #c519b86d
 def _read_part(drawings: dict[str, Drawing], name: str, head: str, body: str) -> None:
     "Add a part to the drawing `name`: `head` is what stands before the colon, `body` what stands behind it."
     drawing = drawings[name]
@@ -239,7 +239,7 @@ def _strokes(what: str, material: str, width: float, rows: list) -> list[tuple[s
     sides = (1, -1) if what == "pair" else (1,)
     return [(material, width, [(x, y, side * z) for x, y, z in points]) for side in sides]
 
-
+# %% ../nbs/02b_painting.ipynb #6a84ecc7
 def _take_over(drawing: Drawing, other: Drawing, dx: float) -> None:
     "Add the lines of another drawing, and its hulls moved forward by `dx`."
     drawing.lines += other.lines
@@ -500,7 +500,7 @@ class Part:
     decal: bool                # it lies on another part, which paints it
     decals: list[int] = field(default_factory=list)  # indices of the parts that lie on it
 
-
+# %% ../nbs/02b_painting.ipynb #784951fa
 def _faces(drawing: Drawing) -> Iterator[tuple[int, str, list, list]]:
     "The faces of all hulls: number of the hull, material, corners, and decals (material, corners)."
     half_width = drawing.width / 2
@@ -581,7 +581,7 @@ class Shape:
             hub = [("hub", [(a, b, out) for a, b, _ in circle(x, radius, .58 * radius, 8)[:-1]])]
             self._add("tyre", [(a, b, out) for a, b, _ in disc[::side]], self.TYRE, decals=hub)
 
-
+# %% ../nbs/02b_painting.ipynb #f9f962bb
 @cache
 def shape(
     name: str,  # of one of DRAWINGS
@@ -608,7 +608,7 @@ class Thing:
         "Length, height and width in metres, [3]."
         return (shape(self.drawing).high - shape(self.drawing).low) * self.scale
 
-
+# %% ../nbs/02b_painting.ipynb #5ddacc4a
 def random_thing(
     rng: Rng,
     drawing: str,                  # a name of DRAWINGS, or 'tree'
@@ -710,7 +710,7 @@ def paint_polygon(
     cv2.fillPoly(canvas.px, [uv], canvas.grade(colour, depth, shade), cv2.LINE_8, 4)
     return depth
 
-
+# %% ../nbs/02b_painting.ipynb #f2bf840e
 def paint_quads(
     canvas: Canvas,
     quads: np.ndarray | list,    # [N, 4, 3] in metres
@@ -728,7 +728,7 @@ def paint_quads(
     if depth is None: depth = float(ahead[visible].mean())
     cv2.fillPoly(canvas.px, list(uv[visible]), canvas.grade(colour, depth, shade), cv2.LINE_8, 4)
 
-
+# %% ../nbs/02b_painting.ipynb #1b5f43cd
 def paint_shadow(
     canvas: Canvas,
     x: np.ndarray,  # [P] corners on the ground, in metres
@@ -782,7 +782,7 @@ def paint_thing(
                 cv2.polylines(canvas.px, [corners], False, colour, thick, cv2.LINE_8, 4)
     return outline
 
-
+# %% ../nbs/02b_painting.ipynb #c16291f7
 def _placed(camera: Camera, solid: Shape, thing: Thing) -> np.ndarray:
     "The corners of a thing in camera coordinates, [3, P]: scaled, turned by its heading, moved to its place."
     cos, sin = math.cos(thing.heading), math.sin(thing.heading)
@@ -821,7 +821,7 @@ def _shade(canvas: Canvas, normal: list[float], heading: float) -> float:
     sx, sy, sz = canvas.sun
     return .82 + max(0., (nx * sin + nz * cos) * sx + ny * sy + (nx * cos - nz * sin) * sz)
 
-
+# %% ../nbs/02b_painting.ipynb #724a33f6
 def _paint_shadows(canvas: Canvas, solid: Shape, thing: Thing, keep: float) -> None:
     "The shadow below a thing, and in sunshine the one that it casts."
     cos, sin = math.cos(thing.heading), math.sin(thing.heading)
@@ -858,7 +858,7 @@ def develop(
     specks = _film_grain()[row:row + len(rgb), column:column + len(rgb)] * np.int16(grain * 8) >> 10
     return cv2.add(cv2.LUT(rgb, table), cv2.merge([specks] * 3), dtype=cv2.CV_8U)
 
-
+# %% ../nbs/02b_painting.ipynb #3421e210
 def _rained_on(px: np.ndarray, rng: Rng) -> np.ndarray:
     "A copy of the samples with 60 to 159 streaks of rain."
     px = px.copy()
@@ -896,7 +896,7 @@ def _halo(radius: int) -> np.ndarray:
     edge = radius * radius
     return np.maximum(256 * (edge - square), 0) // (edge + 8 * square)
 
-
+# %% ../nbs/02b_painting.ipynb #cd5f2384
 @cache
 def _film_grain() -> np.ndarray:
     "Noise with a mean near 0, int16 [1536, 1536]: the sum of three bytes of a hash of each position."

@@ -69,7 +69,7 @@ class Shallow:
         return cls(pipeline=load_pipeline(bundle.folder / "pipeline.skops"), classes=meta["classes"],
                    size=meta["input_size"], temperature=meta["temperature"], about=meta["about"])
 
-
+# %% ../nbs/04c_pipelines.ipynb #10feacdd
 @formats.register("skops")
 def load_shallow(bundle: Bundle) -> Shallow: return Shallow.load(bundle)
 
@@ -99,7 +99,7 @@ def load_pipeline(
     for step in _steps(pipeline): _check_step(step, path)
     return pipeline
 
-
+# %% ../nbs/04c_pipelines.ipynb #64164828
 def _steps(part) -> list:  # a pipeline, a union of features, or one step -> all steps inside, flat
     if isinstance(part, Pipeline): inner = part.steps
     elif isinstance(part, FeatureUnion): inner = part.transformer_list

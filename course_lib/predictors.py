@@ -89,7 +89,7 @@ class Saved:
                 f"'{bundle.folder}' does not fit its architecture '{meta['architecture']}': {first}"
             ) from None
 
-
+# %% ../nbs/05c_predictors.ipynb #b29fd95c
 def _rebuilt(bundle: Bundle) -> nn.Module:
     "The network of a bundle with its weights, on the best device."
     meta = bundle.meta
@@ -376,7 +376,7 @@ def trained_classifier(
         trained.temperature = temperature(logits, np.array(splits.valid.targets))
     return trained
 
-
+# %% ../nbs/05c_predictors.ipynb #6eb04fe3
 def about_training(
     job: Job,
     history: History,

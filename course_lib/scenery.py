@@ -51,7 +51,7 @@ def paint_sky(
     ground = canvas.grade(rng.colour_near(rng.pick([(112, 118, 96), (96, 120, 70), (150, 146, 138)])), 20)
     canvas.px.view(np.uint32)[horizon:] = np.array(ground, np.uint8).view(np.uint32)
 
-
+# %% ../nbs/02c_scenery.ipynb #5762db30
 def _paint_clouds(canvas: Canvas, rng: Rng, horizon: int) -> None:
     "Up to five clouds of four ellipses each, between white and the colour of the sky at the horizon."
     low = canvas.sky[1]
@@ -107,7 +107,7 @@ def paint_road(
     if rng.chance(.25):  # a crossing
         _paint_stripes(canvas, np.arange(left + .4, right - .6, 1.), rng.uniform(4, 25), .5, 3, mark)
 
-
+# %% ../nbs/02c_scenery.ipynb #250d2b72
 def _paint_strip(canvas: Canvas, x0: float, x1: float, z0: float, z1: float, colour: tuple,
                  shade: float = 1.) -> None:
     "A rectangle on the ground. The haze over a long one is that of its near part."
@@ -132,7 +132,7 @@ class _House(NamedTuple):
     z0: float
     z1: float
 
-
+# %% ../nbs/02c_scenery.ipynb #a619107c
 def _paint_house(canvas: Canvas, house: _House) -> None:
     "The end of a house that faces us, the wall along the street, its windows, and sometimes a shop."
     _, x, side, z0, z1 = house
@@ -159,7 +159,7 @@ def _paint_house(canvas: Canvas, house: _House) -> None:
     _paint_band(canvas, house, .4, 2.3, .4, window, light, depth)
     _paint_band(canvas, house, 2.3, 2.95, .2, rng.colour_near(rng.pick(PAINTS)), shade, depth)
 
-
+# %% ../nbs/02c_scenery.ipynb #ba441460
 def _windows(rng: Rng, house: _House, tall: float, floor: float, shop: bool) -> np.ndarray:
     "The windows of a wall, [N, 4, 3] in metres: a grid of columns and floors; a shop takes the ground floor."
     columns = max(2, int((house.z1 - house.z0) / rng.uniform(2., 3.4)))
@@ -184,7 +184,7 @@ def _paint_band(canvas: Canvas, house: _House, low: float, high: float, edge: fl
     quad = [(house.x, low, start), (house.x, low, stop), (house.x, high, stop), (house.x, high, start)]
     paint_quads(canvas, [quad], colour, shade, depth)
 
-
+# %% ../nbs/02c_scenery.ipynb #e6e3c9bc
 def paint_houses(
     canvas: Canvas,
     scene: Scene,
@@ -205,7 +205,7 @@ def paint_houses(
     if not houses: return
     for i in _in_sight(canvas.camera, houses): _paint_house(canvas, houses[i])
 
-
+# %% ../nbs/02c_scenery.ipynb #bc77faf2
 def _in_sight(camera: Camera, houses: list[_House]) -> list[int]:
     "The indices of the houses that may be seen, from far to near."
     _, x, side, z0, z1 = (np.array(column) for column in zip(*houses))

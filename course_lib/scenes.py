@@ -41,7 +41,7 @@ def squared(
         read=lambda i: images[i],
     )
 
-
+# %% ../nbs/15c_scenes.ipynb #96324d2e
 def mirrored(
     image: Tensor,  # [3, S, S]
     target: dict,

@@ -200,7 +200,7 @@ def _refuse_idle(plans, **asked):  # CourseError for an option that none of the 
             raise CourseError(f"{name}={value} does nothing with kernel={plans[0][1]} on {plans[0][0]}: "
                               f"choose {needs[name]}")
 
-
+# %% ../nbs/04_shallow.ipynb #1e328798
 def _machines(kernel, c, gamma, landmarks, seed):  # -> candidates(D) for `fit_best`
     gammas = [gamma] if gamma else [0.1, 0.3, 1.0]
 

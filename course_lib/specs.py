@@ -70,7 +70,7 @@ def _name_and_query(spec: str) -> tuple[str, str]:
     name, _, query = spec.partition("?")
     return name, query
 
-
+# %% ../nbs/01a_specs.ipynb #85fd1f77
 def _exists(path: str) -> bool:
     "Whether there is a file or folder of that name."
     try: return path != "" and Path(path).expanduser().exists()
@@ -114,7 +114,7 @@ def sounds_like_split(
     "Whether it may be a split under another name: 'Test_images', 'eval'."
     return not _LIKE_SPLITS.isdisjoint(re.findall("[a-z]+", name.lower()))
 
-
+# %% ../nbs/01a_specs.ipynb #687c17b7
 @dataclass(frozen=True)
 class Object:
     "One annotated object."

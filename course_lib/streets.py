@@ -56,7 +56,7 @@ def plan(
     furnish(scene, Rng("things", view, seed, split, index), DIFFICULTY["clutter"])
     return scene
 
-
+# %% ../nbs/02_streets.ipynb #6d9f5559
 def _random_camera(rng: Rng) -> Camera:
     "A camera that looks along the street, obliquely or across it, as high as a person, a van or a wall."
     way = rng.uniform()
@@ -120,7 +120,7 @@ def _add_traffic(scene: Scene, rng: Rng) -> None:
         places.append(place)
         scene.vehicles.append(vehicle)
 
-
+# %% ../nbs/02_streets.ipynb #5c915690
 def _somewhere(scene: Scene, rng: Rng, along: bool, far: float) -> tuple[Thing | None, float]:
     "A vehicle in a lane, or a two-wheeler at the kerb, and its distance; None if that is out of sight."
     camera = scene.camera
@@ -242,7 +242,7 @@ def render(
         return render(replace(scene, things=[]), size, condition, backdrop)
     return canvas, objects
 
-
+# %% ../nbs/02_streets.ipynb #42b84d0f
 def draw(
     view: str,               # 'single': one vehicle; 'multi': up to four; 'detection': up to seven, some far
     seed: int,
@@ -260,7 +260,7 @@ def draw(
     canvas, objects = render(scene, size, condition)
     return develop(canvas, Rng(scene.look, 3), condition == "rain"), objects
 
-
+# %% ../nbs/02_streets.ipynb #3f78bc64
 def annotate(
     view: str,        # as for `draw`
     seed: int,
@@ -345,7 +345,7 @@ def streets(
     made = [_split(o["view"], o["condition"], seed, name, n, size) for name, n in counts.items()]
     return Splits(*made, classes=CLASSES, task=made[0].task, spec="streets")
 
-
+# %% ../nbs/02_streets.ipynb #df370fda
 def _split(view: str, condition: str, seed: int, split: str, n: int, size: int) -> Images:
     "One split; its key is a digest of all that may change an image."
     key = sha1(f"streets {edition()} {view} {condition} {seed} {split} {n} {size}".encode()).hexdigest()

@@ -51,7 +51,7 @@ def _rows(files: Files, table: str) -> tuple[list[tuple[int, dict]], list[str]]:
         raise CourseError(f"'{table}' has several columns '{twice[0]}'")
     return [(line, _row(columns, cells)) for line, cells in rows], [name for name in columns if name]
 
-
+# %% ../nbs/01g_tables.ipynb #69270a73
 def _row(columns: list[str], cells: list[str]) -> dict:
     "The cells by column. A missing cell is None; filled cells beyond the last column are under None."
     row = dict(zip(columns, cells, strict=False)) | dict.fromkeys(columns[len(cells):])
@@ -90,7 +90,7 @@ def _file_column(rows: list[tuple[int, dict]], columns: list[str]) -> str:
     def looks_like(name): return sum(suffix(row[name] or "") in SUFFIXES for _, row in rows)
     return next((name for name in columns if 2 * looks_like(name) > len(rows)), "")
 
-
+# %% ../nbs/01g_tables.ipynb #a028579d
 def _is_index(rows: list[tuple[int, dict]], name: str) -> bool:
     "Whether a column is the running number of a data frame."
     named = re.fullmatch(r"unnamed: ?\d.*|index|level_\d+", name.lower())
@@ -142,7 +142,7 @@ def _cell_labels(cell: str, mark: str) -> tuple[str, ...]:
     names = [name.strip() for name in names]
     return tuple(dict.fromkeys(name for name in names if name and name.lower() not in _NOTHING))
 
-
+# %% ../nbs/01g_tables.ipynb #afa377f5
 def _row_labels(row: dict, columns: _Columns, mark: str) -> tuple[str, ...]:
     "The labels of a row: names in a cell, or the columns with a 1. ValueError for a cell that is neither."
     if None in row or None in row.values(): raise ValueError("has not as many cells as the first line")
@@ -175,7 +175,7 @@ def _said(table: str, rows: list, item_of: Callable, findings: list[Finding]) ->
         findings.append(error(kind, table, f"line {line}: {what}: left out"))
     return said
 
-
+# %% ../nbs/01g_tables.ipynb #beada387
 def _certain(table: str, said: dict[str, dict], findings: list[Finding]) -> list[Item]:
     "The items about which all rows agree."
     items = []
@@ -400,7 +400,7 @@ def _boxes(files: Files, table: str, split: str, findings: list[Finding]) -> lis
     return [Item(*key, objects=tuple(things), source=f"{table}: {key[0]}", size=sizes[key], group=groups[key])
             for key, things in objects.items()]
 
-
+# %% ../nbs/01g_tables.ipynb #ec1715a2
 def _box_row(row: dict, columns: _BoxColumns, find: Callable, split: str) -> tuple[str, str]:
     "The image and the split of a row. LookupError without an image, ValueError for a row that is damaged."
     if None in row or None in row.values(): raise ValueError("has not as many cells as the first line")

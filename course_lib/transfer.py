@@ -281,7 +281,7 @@ def chain(
         parts[at:at + 1] = inside(largest)
     return parts
 
-
+# %% ../nbs/09_transfer.ipynb #0525a4af
 def unfreeze(
     backbone: Backbone,
     groups: list,        # from `stages`
@@ -342,7 +342,7 @@ def briefer(
     "The recipe for a part of its epochs."
     return replace(recipe, epochs=epochs, warmup=min(recipe.warmup, epochs))
 
-
+# %% ../nbs/09_transfer.ipynb #5cd5e925
 def follow(
     plan: list[tuple[int, int]],  # of `phases`
     job: Job,                     # its model has a `backbone` and a `head`

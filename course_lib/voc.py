@@ -46,7 +46,7 @@ def loose_name(
     "The name without what differs between systems: case, percent-encoding, the way accents are composed."
     return unicodedata.normalize("NFC", unquote(name).casefold())
 
-
+# %% ../nbs/01d_voc.ipynb #758dfdbc
 class _Names:
     "Files by a part of their names, as it is written or else loosely."
 
@@ -94,7 +94,7 @@ def _read_object(node: ElementTree.Element, i: int, xml: str, findings: list[Fin
         return None
     return Object(name, box, **_read_flags(node, about, xml, findings), index=i)
 
-
+# %% ../nbs/01d_voc.ipynb #c5b62c78
 def _read_flags(node: ElementTree.Element, about: str, xml: str, findings: list[Finding]) -> dict[str, bool]:
     "The flags that are set. One that means nothing is a finding: 'difficult' changes what is measured."
     flags = {}
@@ -152,7 +152,7 @@ def voc_xml(
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="utf-8")
 
-
+# %% ../nbs/01d_voc.ipynb #60278d93
 def _add(parent: ElementTree.Element, tag: str, text=None) -> ElementTree.Element:
     "A new node below `parent`."
     child = ElementTree.SubElement(parent, tag)
@@ -175,7 +175,7 @@ def _corners(
     if form == CORNER_SIZE: return a, b, a + c, b + d
     return a - c / 2, b - d / 2, a + c / 2, b + d / 2
 
-
+# %% ../nbs/01d_voc.ipynb #e4f9b7f2
 def boxes_as_meant(
     items: list[Item],        # as `examined` returns them; each box is four numbers as written
     form: str,                # what the format says that they are: CORNERS or CORNER_SIZE
@@ -196,7 +196,7 @@ def _with_boxes(item: Item, change: Callable, **also) -> Item:
     objects = tuple(replace(thing, box=tuple(change(thing.box))) for thing in item.objects)
     return replace(item, objects=objects, **also)
 
-
+# %% ../nbs/01d_voc.ipynb #656e4936
 def _in_pixels(item: Item, findings: list[Finding]) -> Item:
     "The item; if its boxes are shares of the image, multiplied by its size."
     size = (item.record.width, item.record.height)
@@ -259,7 +259,7 @@ def _at_real_size(items: list[Item], findings: list[Finding]) -> Iterator[Item]:
 
 def _size(item: Item) -> tuple[int, int]: return item.record.width, item.record.height
 
-
+# %% ../nbs/01d_voc.ipynb #799ebfd2
 def _says_another_size(item: Item) -> bool:
     "Whether the annotation of boxes says a size that is not the image's, by more than rounding."
     if item.record.problem or "EXIF" in item.record.note: return False
@@ -283,7 +283,7 @@ def _voc_key(name: str) -> str:
     path = PurePosixPath(name)
     return "/".join([*(part for part in path.parent.parts if part.lower() not in _FOLDERS), path.stem])
 
-
+# %% ../nbs/01d_voc.ipynb #15183187
 class _VocImages:
     "The images of a VOC layout; each is given to one annotation."
 
@@ -349,7 +349,7 @@ def _listed_stem(line: str, root: str, stems: _Names) -> str:
     found = (stems.get(root + text) for text in texts)
     return next((names[0] for names in found if len(names) == 1), root + word)
 
-
+# %% ../nbs/01d_voc.ipynb #37280dbc
 def _voc_stems(xml: str) -> list[str]:
     "Under which names a list may mean an annotation: 'VOC2007/a/0', 'VOC2007/0' and '0'."
     key, stem = _voc_key(xml), PurePosixPath(xml).stem

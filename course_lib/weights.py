@@ -84,7 +84,7 @@ def timm_weights(
     file = SAME_TENSORS.get(name) or Path(found.url or "").name or f"{name}.safetensors"
     return [Weights(name, file, tuple(found.mean), tuple(found.std), found.input_size[-1])]
 
-
+# %% ../nbs/09b_weights.ipynb #79984de2
 def build(
     name: str,                       # one of `backbones`, or timm:NAME
     weights: Weights | None = None,  # None: random

@@ -108,7 +108,7 @@ def _read_line(
 def _joined(values: list[float]) -> str:
     return ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
 
-
+# %% ../nbs/01f_yolo.ipynb #726efdfb
 def _corners(values: list[float]) -> tuple:
     "x1, y1, x2, y2 of a box that is given by its centre and size."
     x, y, width, height = values
@@ -205,7 +205,7 @@ def _place(
             if place in known: return place
     return None
 
-
+# %% ../nbs/01f_yolo.ipynb #0be90e0a
 def _images_at(files: Files, place: str, by_name: dict[str, list[str]], findings: list[Finding]) -> set[str]:
     "The images below a folder, or of a list."
     below = f"{place}/" if place else ""
@@ -237,7 +237,7 @@ def _listed(
             if not images: findings.append(warning("no split", source, f"{key}: no images at '{entry}'"))
     return {split: listed[split] for split in ("train", "valid", "test") if listed[split]}
 
-
+# %% ../nbs/01f_yolo.ipynb #4bd15b0c
 def _split_of(
     listed: dict[str, set[str]],  # split -> images, as `_listed` returns it
     source: str,                  # the yaml
@@ -298,7 +298,7 @@ def _labelled(
         findings.append(warning("no annotation", folder or ".", what))
     return good
 
-
+# %% ../nbs/01f_yolo.ipynb #93feac82
 def _stray_labels(files: Files, labels: dict[str, str]) -> list[Finding]:
     "Label files that belong to no image."
     places, used = {os.path.dirname(label) for label in labels.values()} - {""}, set(labels.values())
@@ -407,7 +407,7 @@ def _names(
         findings.append(error("unknown label", source, f"nc is {said}, names has {len(names)} classes"))
     return source, names
 
-
+# %% ../nbs/01f_yolo.ipynb #d6c04d7a
 def _keypoints(content: dict) -> int:
     "How many numbers follow a box for keypoints: from `kpt_shape: [17, 3]`."
     try: points, values = map(int, content["kpt_shape"])
@@ -433,7 +433,7 @@ def _all_lines(texts: dict[str, str], keypoints: int, findings: list[Finding]) -
     if polygons: findings.append(note("polygons", polygons[0], what))
     return found
 
-
+# %% ../nbs/01f_yolo.ipynb #6e8fed31
 def _unused(items: list[Item], names: dict[int, str], source: str) -> list[Finding]:
     "A note on classes that nothing shows, and a warning of names that stand for several numbers."
     shown = {name for item in items for name in item.classes}

@@ -1,5 +1,6 @@
 "Every notebook is a test: it runs, its results lie in their bands, its exercises can be solved, its outputs are fresh."
 import ast
+import itertools
 import json
 import re
 import signal
@@ -156,6 +157,14 @@ def test_cells_are_short(path):
     for cell in code_cells(read(path)):
         if exported(cell) or not lines_of(cell) or "### BEGIN SOLUTION" in source(cell) or "parameters" in cell["metadata"].get("tags", []): continue
         assert len(lines_of(cell)) <= LONG.get(path.stem, 16), f"{len(lines_of(cell))} lines: {lines_of(cell)[0]}"
+
+
+@each_notebook
+def test_a_long_cell_of_the_library_is_a_single_definition(path):
+    for cell in filter(exported, code_cells(read(path))):
+        if len(lines_of(cell)) <= 25: continue
+        definitions = [isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in ast.parse(source(cell)).body]
+        assert (True, True) not in itertools.pairwise(definitions), f"{len(lines_of(cell))} lines: {lines_of(cell)[0]}"
 
 
 @each_notebook
