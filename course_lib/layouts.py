@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['UNLISTED', 'UNCLEAR', 'Item', 'Survey', 'Layout', 'survey', 'examined', 'image_finder', 'split_of_each',
-           'ClassFolders', 'clean_boxes', 'unspoiled', 'boxes_made_good', 'similar_names', 'without_boxes',
-           'refuse_without_boxes', 'load_files', 'survey_with', 'split_items', 'missing_classes', 'only_classes',
-           'with_groups', 'write_dataset', 'put_image']
+           'ClassFolders', 'clean_boxes', 'unspoiled', 'boxes_made_good', 'similar_names', 'boxes_as_stored',
+           'without_boxes', 'refuse_without_boxes', 'load_files', 'survey_with', 'split_items', 'missing_classes',
+           'only_classes', 'with_groups', 'write_dataset', 'put_image']
 
 # %% ../nbs/01c_layouts.ipynb #9e6be33a
 import io
@@ -368,7 +368,9 @@ def boxes_made_good(
     known: Iterable[str],     # classes that a list names, with or without objects
 ) -> Survey:
     "The survey of a detection set: boxes made good, class names compared."
-    items = [_cleaned(_upright(item, findings), findings) for item in _in_one_split(items, findings)]
+    told = {boxes_as_stored(item) for item in items} - {None}
+    habit = told.pop() if len(told) == 1 else None
+    items = [_cleaned(_upright(item, habit, findings), findings) for item in _in_one_split(items, findings)]
     items = unspoiled(items, findings)
     for item in items:
         if item.objects or item.record.problem: continue
@@ -399,33 +401,53 @@ def similar_names(
             findings.append(error("unknown label", spelled, "one class under several names?"))
 
 # %% ../nbs/01c_layouts.ipynb #43c0f988
-def _upright(item: Item, findings: list[Finding]) -> Item:
+def boxes_as_stored(
+    item: Item,  # with the size that its annotation says, if it says one
+) -> bool | None:
+    "Whether its boxes are of the image before EXIF turned it on its side; None where the size cannot tell."
+    real = (item.record.width, item.record.height)
+    if item.record.orientation < 5 or real == real[::-1] or item.size not in (real, real[::-1]): return None
+    return item.size == real[::-1]
+
+
+def _upright(
+    item: Item,
+    habit: bool | None,       # `boxes_as_stored` of all other images, if they agree
+    findings: list[Finding],  # to which is added what was found
+) -> Item:
     "The item with its boxes in the upright image; what its annotation says about the size is compared."
     if item.record.problem: return item
+    real, way = (item.record.width, item.record.height), item.record.orientation
     said = item.size if min(item.size, default=0) > 0 else ()
     if item.size and not said:
         findings.append(note("no size", item.source, "does not say how large its image is"))
-    real = (item.record.width, item.record.height)
-    way = item.record.orientation  # 1 is not at all, 5 to 8 swap width and height
-    if way > 4 and said == real[::-1] != real:
+    own = boxes_as_stored(item)
+    if own is None and way > 1 and item.objects: findings.append(_not_told(item, habit))
+    if own or own is None and habit and way > 1:
         what = "its boxes are of the image as stored: turned with it"
-        findings.append(note("turned boxes", item.source, what))
-        return replace(item, objects=tuple(replace(o, box=_turn(o.box, way, *said)) for o in item.objects))
-    if way > 1 and item.objects and not (way > 4 and said == real != real[::-1]):
-        what = "EXIF turns the image, the size does not tell if the boxes are turned"
-        findings.append(warning("turned image", item.source, f"{what}: taken as of the upright image"))
+        if own: findings.append(note("turned boxes", item.source, what))
+        stored = real[::-1] if way > 4 else real
+        return replace(item, objects=tuple(replace(o, box=_turn(o.box, way, *stored)) for o in item.objects))
     if said and said != real:
         what = "says {} x {}, the image has {} x {}".format(*said, *real)
         findings.append(warning("wrong size", item.source, what))
     return item
 
+
+def _not_told(item: Item, habit: bool | None) -> Finding:
+    "What is said of boxes in a turned image of which the size does not tell whether they were turned, too."
+    what = "EXIF turns the image, the size does not tell if the boxes are turned"
+    if habit is None: return warning("turned image", item.source, f"{what}: taken as of the upright image")
+    others = "the image as stored: turned with it" if habit else "the upright image"
+    return note("turned boxes", item.source, f"{what}: taken as the others, of {others}")
+
 # %% ../nbs/01c_layouts.ipynb #36e8b1eb
 def _turn(box: tuple, way: int, width: int, height: int) -> tuple:
-    "A box of a stored image of that size, in the upright one. way: the EXIF orientation, 5..8."
+    "A box of a stored image of that size, in the upright one. way: the EXIF orientation, 2..8."
     x1, y1, x2, y2 = box
-    if way in (7, 8): x1, x2 = width - x2, width - x1
-    if way in (6, 7): y1, y2 = height - y2, height - y1
-    return y1, x1, y2, x2
+    if way in (2, 3, 7, 8): x1, x2 = width - x2, width - x1
+    if way in (3, 4, 6, 7): y1, y2 = height - y2, height - y1
+    return (y1, x1, y2, x2) if way > 4 else (x1, y1, x2, y2)
 
 # %% ../nbs/01c_layouts.ipynb #fb402f44
 def without_boxes(

@@ -518,6 +518,20 @@ def test_boxes_of_the_stored_image_are_turned_with_it(layout, kind, orientation,
             if "EXIF" in item.record.note} == {item.objects[0].box}
 
 
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+@pytest.mark.parametrize("stored", [True, False])
+def test_boxes_of_mirrored_images_are_taken_as_those_of_the_other_images(orientation, stored, tmp_path):
+    size = dict(width=64, height=48) if stored else dict(width=48, height=64)  # what is said of an image on its side
+    folder = voc(tmp_path / "data", xml={0: voc_xml([("cat", (4, 6, 24, 16))]), 1: voc_xml([("cat", (4, 6, 24, 16))], **size)})
+    put(folder / "JPEGImages" / "0.png", turned(orientation))
+    put(folder / "JPEGImages" / "1.png", turned(6))
+    found = survey(folder)
+    [item] = [item for item in found.items if item.name == "JPEGImages/0.png"]
+    x1, y1, x2, y2 = map(int, item.objects[0].box)
+    assert (found.image(item)[y1:y2, x1:x2].min() == 255) == stored and (x2 - x1, y2 - y1) == (20, 10)
+    assert {f.kind for f in found.findings} == {"turned boxes"}
+
+
 FRAMES = {  # (image, what the xml says, the kinds of warnings); its boxes are left as they are
     "upright": (turned(6), voc_xml(width=48, height=64), set()),
     "square": (turned(6, 64, 64), voc_xml(width=64, height=64), {"turned image"}),
