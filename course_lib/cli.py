@@ -605,6 +605,7 @@ def _group(commands, name: str, text: str):
 PATHS = (
     "a folder of class folders, with or without train/ valid/ test/ (photos, with photos/cats/1.jpg); a VOC "
     "layout (VOC2007); a COCO json (coco/annotations.json); a YOLO export (pets, with pets/data.yaml); "
+    "what LabelMe, CVAT or Label Studio saved; "
     "a folder with a table (birds, with birds/labels.csv); or a zip of one of these (photos.zip)"
 )
 SPEC = (

@@ -115,9 +115,9 @@ def test_a_layout_refuses_items_of_another_task_or_keeps_their_classes(name, tmp
 def test_what_each_layout_refuses(tmp_path):
     refused = {(name, task) for name in FORMATS for task in (SINGLE, MULTI, DETECTION)
                if is_refused(made_up(task), name, tmp_path / f"{name} {task}")}
-    boxes = {(name, task) for name in ("voc", "coco", "yolo", "boxcsv") for task in (SINGLE, MULTI)}
+    boxes = {(name, task) for name in ("voc", "coco", "yolo", "boxcsv", "labelme", "cvat", "labelstudio") for task in (SINGLE, MULTI)}
     assert refused >= boxes | {("folder", MULTI), ("folder", DETECTION)}
-    assert not refused & {(name, layouts[name].task) for name in ("folder", "csv", "voc", "coco", "yolo", "boxcsv")}
+    assert not refused & {(name, layouts[name].task) for name in ("folder", "csv", *dict(boxes))}
 
 
 @pytest.mark.parametrize("name", FORMATS)
