@@ -353,7 +353,7 @@ def test_other_data_sets_stay_what_they_are(tmp_path):
 
 def test_few_files_are_opened_to_tell_what_they_are(tmp_path, monkeypatch):
     from course_lib.files import Files
-    from course_lib.tools import Cvat, LabelMe
+    from course_lib.annotators import Cvat, LabelMe
     folder, opened = labelme(tmp_path / "data", n=200), []
     for i in range(200): put(folder / f"{i}.xml", b"<annotation/>")
     monkeypatch.setattr(Files, "read", lambda self, name, most=-1: opened.append(name) or (folder / name).read_bytes())
