@@ -409,7 +409,7 @@ def boxes_as_stored(
     if item.record.orientation < 5 or real == real[::-1] or item.size not in (real, real[::-1]): return None
     return item.size == real[::-1]
 
-
+# %% ../nbs/01c_layouts.ipynb #36e8b1eb
 def _upright(
     item: Item,
     habit: bool | None,       # `boxes_as_stored` of all other images, if they agree
@@ -433,7 +433,7 @@ def _upright(
         findings.append(warning("wrong size", item.source, what))
     return item
 
-
+# %% ../nbs/01c_layouts.ipynb #6e8c4a31
 def _not_told(item: Item, habit: bool | None) -> Finding:
     "What is said of boxes in a turned image of which the size does not tell whether they were turned, too."
     what = "EXIF turns the image, the size does not tell if the boxes are turned"
