@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from zlib import crc32
 
 # %% ../nbs/05b_loop.ipynb #79153f9d
@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torchmetrics import MetricCollection, SumMetric
 from .core import CourseError, progress
 from .device import (as_float, averaged, keep_memory, make_accelerator, own_randomness, seed_step,
                               share, training_layers)
 from .data import Images, Splits
 from .training import Classification, Loader, Recipe, learning_rate, losses, optimizers, tasks
+
+if TYPE_CHECKING: from torchmetrics import MetricCollection
 
 # %% ../nbs/05b_loop.ipynb #b91749de
 @torch.no_grad()
@@ -42,6 +43,7 @@ def measure(
 ) -> dict:
     """The mean loss and the task's metrics, over the whole split. The model is left in evaluation mode.
     CourseError: no images."""
+    from torchmetrics import SumMetric
     if not len(loader): raise CourseError("no images to measure on: the split is empty")
     device = accelerator.device if accelerator else next(model.parameters()).device
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -326,7 +328,7 @@ class Task(Protocol):
 
     def loss(self, outputs, targets) -> Tensor: "A scalar, the mean over the batch."
 
-    def metrics(self) -> MetricCollection:
+    def metrics(self) -> "MetricCollection":
         "Update with outputs and targets; compute gives a dictionary that has `score`."
 
 # %% ../nbs/05b_loop.ipynb #2e2af99e

@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from numbers import Integral
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 # %% ../nbs/05_training.ipynb #1482b81c
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MetricCollection, classification as metrics
 from .core import CourseError, Registry, within
 from .data import Batches, Images, Splits, flip, pixels, shift, to_float
+
+if TYPE_CHECKING: from torchmetrics import MetricCollection
 
 # %% ../nbs/05_training.ipynb #0f3808e8
 schedules = Registry("schedule", "schedules.register")  # name -> function as `constant`
@@ -275,8 +276,9 @@ class Classification:
         if self.recipe.loss: return losses[self.recipe.loss](outputs, targets, self.class_shares)
         return F.cross_entropy(outputs, targets, label_smoothing=self.recipe.label_smoothing)
 
-    def metrics(self) -> MetricCollection:
+    def metrics(self) -> "MetricCollection":
         "Accuracy; precision, recall, F1 as class means; the confusion matrix [K, K], true classes in rows."
+        from torchmetrics import MetricCollection, classification as metrics  # slow to import
         K = len(self.splits.classes)
         macro = dict(num_classes=K, average="macro")
         return MetricCollection(dict(
