@@ -114,7 +114,7 @@ def test_a_list_of_files_that_is_none_is_refused(machine, tmp_path):
     bundle = machine.save(tmp_path / "b")
     meta = json.loads((bundle / "model.json").read_text()) | dict(files=["a"])
     (bundle / "model.json").write_text(json.dumps(meta | dict(digest=core.digest(meta))))
-    with pytest.raises(CourseError, match="list of files is damaged"): open_bundle(bundle)
+    with pytest.raises(CourseError, match="files in model.json is not of the type dict"): open_bundle(bundle)
     with pytest.raises(CourseError): core.writable_bundle(bundle)
     with pytest.raises(CourseError, match="use a number"): core.within(0, 1, dropout="a")
 
