@@ -146,7 +146,7 @@ def train(args) -> int:
     if of_torchrun("RANK"): return trained_into(out, function, args)
     with only_one(out): return trained_into(out, function, args)
 
-
+# %% ../nbs/91b_cli.ipynb #01388bfc
 def trained_into(
     out: Path,           # the bundle to write
     function: Callable,  # of `models`

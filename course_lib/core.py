@@ -52,7 +52,7 @@ def printable(
     Python writes it, `\\n`. A terminal would obey it."""
     return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
-
+# %% ../nbs/00b_core.ipynb #5c863255
 class CourseError(Exception):
     "Something the user can put right: the message says in one line what is wrong and what to do."
 
@@ -69,7 +69,7 @@ def within(
         if isinstance(value, Real) and low <= value <= high: continue
         raise CourseError(f"{name}={value}: use a number from {low:g} to {high:g}")
 
-
+# %% ../nbs/00b_core.ipynb #ed9d24e3
 def of_torchrun(
     name: str,  # RANK: the number of this process, from 0; or WORLD_SIZE: how many there are
 ) -> int:
@@ -280,14 +280,14 @@ def writing(
         what = f"'{why.filename or path}' cannot be written ({os.strerror(why.errno).lower()})"
         raise CourseError(f"{what}: {remedy or _REMEDIES[why.errno]}") from why
 
-
+# %% ../nbs/00b_core.ipynb #74edc7c6
 def _concerns(why: OSError, path: Path) -> bool:
     "Whether an error is one of writing to `path`, not of something that was read meanwhile."
     if not why.filename: return True
     other = Path(os.fsdecode(why.filename))
     return path.is_relative_to(other) or other.is_relative_to(path.parent)
 
-
+# %% ../nbs/00b_core.ipynb #f111b203
 @contextmanager
 def whole(
     path: Path,  # a file, made or replaced
@@ -320,7 +320,8 @@ def home() -> Path:
     "Where downloads and caches are: `$COURSE_HOME`, `datasets/` of the checkout, or the user's cache folder."
     if named := os.environ.get("COURSE_HOME"):
         try: return Path(named).expanduser()
-        except RuntimeError: raise CourseError(f"COURSE_HOME={named}: there is no such user: {_HOME}") from None
+        except RuntimeError: why = f"COURSE_HOME={named}: there is no such user: {_HOME}"
+        raise CourseError(why)
     checkout = Path(course_lib.__file__).resolve().parent.parent
     datasets = checkout / "datasets"
     if (checkout / "settings.ini").is_file() and datasets.is_dir(): return datasets
@@ -341,7 +342,7 @@ def build_once(
                 with whole(path) as part: write(part)
     return path
 
-
+# %% ../nbs/00b_core.ipynb #3a91ab09
 @contextmanager
 def only_one(
     path: Path,  # what is going to be written
@@ -418,7 +419,8 @@ def save_bundle(
             checksums = {path.name: checksum(path) for path in sorted(part.iterdir())}
             described = {"bundle": BUNDLE, **meta, "files": checksums}
             described["digest"] = digest(described)
-            if why := _unfit(json.loads(json.dumps(described))): raise CourseError(f"this model cannot be saved: {why}")
+            why = _unfit(json.loads(json.dumps(described)))
+            if why: raise CourseError(f"this model cannot be saved: {why}")
             (part / "model.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
             _take_place(part, folder)
     finally: discard(part)
@@ -440,7 +442,7 @@ def _replace_in_two_steps(new: Path, old: Path) -> None:
     new.rename(old)
     discard(away)
 
-
+# %% ../nbs/00b_core.ipynb #faf4c4e7
 def _must_stay(folder: Path) -> bool:
     "Whether a folder is a mount point, or one that this process stands in: another cannot take its place."
     return folder.is_dir() and (os.path.ismount(folder) or Path.cwd().is_relative_to(folder))
@@ -473,19 +475,19 @@ def writable_bundle(
     except RuntimeError as why: raise CourseError(f"'{folder}': {why}") from None
     def refuse(why, what="a new or empty folder"): return CourseError(f"'{folder}' {why}: choose {what}")
     if folder.is_file(): raise refuse("is a file", "another folder for the bundle")
-    if folder.exists() and not folder.is_dir(): raise refuse("is a device or a pipe", "a folder for the bundle")
+    if folder.exists() and not folder.is_dir(): raise refuse("is a device or a pipe", "a folder")
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if inside and not (ours := _listed(folder)): raise refuse("holds other files and is not a bundle")
     if inside and (others := sorted(inside - ours)):
-        raise refuse(f"is a bundle with other files in it ({others[0]}), which would be lost", "another folder")
-    if inside and _must_stay(folder): raise refuse("is a mount point or the folder you are in, not to be replaced")
+        raise refuse(f"is a bundle with other files in it ({others[0]}) that would be lost", "another folder")
+    if inside and _must_stay(folder): raise refuse("is a mount point or the folder you are in")
     try: _try_writing(beside(folder))
     except OSError as why:
         raise CourseError(f"nothing can be written beside '{folder}' ({why.strerror}): "
                           "choose another folder") from None
     return folder
 
-
+# %% ../nbs/00b_core.ipynb #9e0babc6
 def _try_writing(trial: Path) -> None:
     "Make a folder, as a bundle would be made. OSError if that cannot be done."
     above = [folder for folder in trial.parents if not folder.exists()]
@@ -539,15 +541,17 @@ def open_bundle(
     if why := _unfit(meta): raise refuse(why)
     if digest(meta) != meta["digest"]: raise refuse(f"its model.json was altered; {again}")
     sizes = {name: (folder / name).stat().st_size for name in meta["files"] if (folder / name).is_file()}
-    if missing := sorted(meta["files"].keys() - sizes): raise refuse(f"{missing[0]} is missing; copy it again")
+    missing = sorted(meta["files"].keys() - sizes)
+    if missing: raise refuse(f"{missing[0]} is missing; copy it again")
     if sum(sizes.values()) > most_bytes():
-        raise refuse(f"its files have {sum(sizes.values()) / 1e9:.1f} GB: if you trust it, set COURSE_MOST_GB to more")
+        size = f"{sum(sizes.values()) / 1e9:.1f} GB"
+        raise refuse(f"its files have {size}: if you trust it, set COURSE_MOST_GB to more")
     for name, expected in meta["files"].items():
         if checksum(folder / name) != expected:
             raise refuse(f"{name} is truncated or was altered; copy it again")
     return Bundle(folder, meta)
 
-
+# %% ../nbs/00b_core.ipynb #147df924
 def most_bytes() -> float:
     "How large the files of a bundle may be: `$COURSE_MOST_GB`, or 4 GB."
     said = os.environ.get("COURSE_MOST_GB", "4")
@@ -574,7 +578,7 @@ def open_model(
 def open_both(
     folder: Path,  # a bundle
 ) -> tuple[Bundle, object]:
-    "The bundle and the trained predictor in it, of one time, even if it is being replaced. CourseError as above."
+    "The bundle and the predictor in it, of one time even if it is being replaced. CourseError as above."
     for _ in range(20):
         before = _said(folder)
         try: found = (bundle := open_bundle(folder)), model_in(bundle)
@@ -606,7 +610,7 @@ def model_in(
                           f"({type(error).__name__}: {first_line})") from error
     return predictor
 
-
+# %% ../nbs/00b_core.ipynb #377232ba
 def _try_out(predictor, meta: dict) -> None:
     "Predict on one black image. ValueError if the answer is not one for these classes."
     import numpy as np

@@ -110,10 +110,10 @@ def tell_other_machine(
     was: dict,   # `machine()` when it was made
 ) -> None:
     "Say what differs, if anything does: the same bits cannot be promised then."
-    changed = [f"{name} {was.get(name)}, now {value}" for name, value in machine().items() if was.get(name) != value]
-    if changed:
-        log.warning("%s was made with %s: the result will be close to that of an uninterrupted run, not equal",
-                    path, " and ".join(changed))
+    now = machine()
+    changed = [f"{name} {was.get(name)}, now {now[name]}" for name in now if was.get(name) != now[name]]
+    what = " and ".join(changed)
+    if changed: log.warning(f"{path} was made with {what}: the result will be close, not equal")
 
 # %% ../nbs/05b_loop.ipynb #6dbb9f06
 class Checkpoint:
@@ -761,7 +761,7 @@ class TensorBoard(Callback):
 
     def before_epoch(self, run):
         if self.file is not None: return
-        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # ty: ignore[missing-module-member]
         self.folder = Path(run.job.folder)
         name = f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
         with writing(self.folder):
@@ -772,14 +772,14 @@ class TensorBoard(Callback):
         self.write(step=run.epoch + 1, session_log=SessionLog(status=SessionLog.START))
 
     def after_epoch(self, run):
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary  # ty: ignore[missing-module-member]
         row = run.history.rows[-1]
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items() if name != "epoch"]
+        values = [Summary.Value(tag=name, simple_value=row[name]) for name in row if name != "epoch"]
         self.write(step=row["epoch"], summary=Summary(value=values))
 
     def write(self, **event) -> None:
         "Append an event. CourseError for a full disk."
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event  # ty: ignore[missing-module-member]
         from tensorboard.summary.writer.record_writer import RecordWriter
         with writing(self.folder):
             RecordWriter(self.file).write(Event(wall_time=time.time(), **event).SerializeToString())

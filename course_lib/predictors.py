@@ -113,7 +113,7 @@ def _rebuilt(bundle: Bundle) -> nn.Module:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval()
 
-
+# %% ../nbs/05c_predictors.ipynb #4a7ff514
 def _mismatch(shell: nn.Module, weights: Path) -> str:
     "What differs between the tensors of a network and those in a file, by name and shape; or ''."
     wanted = {name: tuple(value.shape) for name, value in shell.state_dict().items()}
@@ -121,7 +121,8 @@ def _mismatch(shell: nn.Module, weights: Path) -> str:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
-            return f"{name} is {found.get(name, 'missing')} in the file, {wanted.get(name, 'nothing')} in the network"
+            here, there = found.get(name, "missing"), wanted.get(name, "unknown")
+            return f"{name} is {here} in the file, {there} in the network"
     return ""
 
 # %% ../nbs/05c_predictors.ipynb #4ca653b2
