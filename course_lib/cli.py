@@ -4,9 +4,9 @@
 __all__ = ['PATHS', 'SPEC', 'CONDITIONS', 'argument_comments', 'add_options', 'option_type', 'data_list', 'refuse_unknown',
            'data_check', 'data_render', 'train', 'trained_into', 'tell', 'train_list', 'untrained', 'learnt_from_valid',
            'evaluate_bundle', 'other_scales', 'score_table', 'predict', 'images_at', 'kinds_of', 'opened', 'make_room',
-           'predict_batch', 'predict_boxes', 'drawn_file', 'save_image', 'likely', 'as_line', 'cache_show',
+           'write_out', 'predict_batch', 'predict_boxes', 'drawn_file', 'save_image', 'likely', 'as_line', 'cache_show',
            'cache_clear', 'cache_table', 'student_edition', 'notebooks_run', 'Parser', 'make_parser', 'natural',
-           'named_model', 'run', 'Speaker', 'main']
+           'named_model', 'run', 'Harmless', 'Speaker', 'main']
 
 # %% ../nbs/91b_cli.ipynb #978519c2
 import argparse
@@ -122,7 +122,7 @@ def data_check(args) -> int:
     if args.fix is not None:
         if not args.fix: raise CourseError("--fix needs the name of a new folder")
         left = check(fix(args.data, args.fix))
-        print(f"wrote {args.fix}: {len(left.errors)} errors left", file=sys.stderr)
+        print(printable(f"wrote {args.fix}: {len(left.errors)} errors left"), file=sys.stderr)
     return 1 if diagnosis.errors else 0
 
 # %% ../nbs/91b_cli.ipynb #c30a4afb
@@ -135,7 +135,7 @@ def data_render(args) -> int:
         "streets", seed=args.seed, **{name: value for name, value in wanted.items() if value is not None}
     )
     write_splits(splits, args.format, args.out)
-    print(f"wrote {args.out}: {splits}")
+    print(printable(f"wrote {args.out}: {splits}"))
     return 0
 
 # %% ../nbs/91b_cli.ipynb #21beb39c
@@ -173,7 +173,7 @@ def trained_into(
     )
     predictor.save(out, architecture=args.model, arguments=free | asked, seed=args.seed, metrics=metrics,
                    data=dict(spec=args.data, fingerprint=splits.fingerprint, scales=splits.scales))
-    print(f"trained {args.model} in {seconds:.1f} s; saved in {args.out}")
+    print(printable(f"trained {args.model} in {seconds:.1f} s; saved in {args.out}"))
     return 0
 
 # %% ../nbs/91b_cli.ipynb #f6add326
@@ -321,7 +321,7 @@ def predict(args) -> int:
         results += (predict_boxes(predictor, image_of, some, drawn, args.top_k, args.threshold) if boxes else
                     predict_batch(predictor, image_of, some, args.top_k, args.threshold))
     seconds = time.perf_counter() - started
-    if args.out: write_whole(Path(args.out), json.dumps(results, indent=2).encode())
+    if args.out: write_out(Path(args.out), json.dumps(results, indent=2).encode())
     else: print("\n".join(map(as_line, results)))
     unread = sum("error" in row for row in results)
     print(f"{len(results)} images in {seconds:.1f} s ({len(results) / seconds:.0f} images/s)"
@@ -391,9 +391,16 @@ def make_room(
         if target.resolve() in read or target.exists() and _identity(target) in same:
             raise CourseError(f"'{target}' is one of the originals: choose another place to write to")
         if target.is_dir(): raise CourseError(f"'{target}' is a folder: choose a name for a file")
-        if target.exists() and not target.is_file():
-            raise CourseError(f"'{target}' is a device or a pipe: choose a name for a file")
         target.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_out(
+    path: Path,
+    content: bytes,
+) -> None:
+    "Write a file, whole; or to a device or a pipe, such as /dev/stdout, which stays what it is."
+    if path.exists() and not path.is_file(): path.write_bytes(content)
+    else: write_whole(path, content)
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -549,10 +556,10 @@ def student_edition(args) -> int:
     from course_lib.notebooks import write_student
     new, kept = write_student(args.out)
     print(
-        f"wrote {len(new)} notebooks to {args.out}"
+        f"wrote {len(new)} notebooks to {printable(args.out)}"
         + (f", left {len(kept)} of yours as they are" if kept else "")
     )
-    print(f"open {Path(args.out) / '00_start.ipynb'} in JupyterLab")
+    print(printable(f"open {Path(args.out) / '00_start.ipynb'} in JupyterLab"))
     return 0
 
 
@@ -571,7 +578,7 @@ class Parser(argparse.ArgumentParser):
     "An argument parser whose errors are one line."
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+        self.exit(2, printable(f"{self.prog}: {message}; see `{self.prog} --help`") + "\n")
 
 # %% ../nbs/91b_cli.ipynb #c1211348
 def make_parser(
@@ -758,6 +765,19 @@ def run(
         raise CourseError("train what? `course train --list` shows the models")
     return args.command(args)
 
+# %% ../nbs/91b_cli.ipynb #c1675fa3
+class Harmless:
+    "A stream that a terminal does not obey."
+    bar = re.compile(r"\r[^\x00-\x1f\x7f-\x9f]*|(?:\n|\x1b\[A)*")  # what tqdm writes
+
+    def __init__(self, stream): self.stream = stream
+
+    def write(self, text):
+        is_bar = self.stream is not sys.__stdout__ and self.bar.fullmatch(text)
+        return self.stream.write(text if is_bar else "\n".join(map(printable, text.split("\n"))))
+
+    def __getattr__(self, name): return getattr(self.stream, name)
+
 
 class Speaker(logging.Handler):
     "Shows what the library has to say on standard error, as it is at that moment."
@@ -773,6 +793,8 @@ def main(
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     if not any(isinstance(handler, Speaker) for handler in log.handlers): log.addHandler(Speaker())
     log.setLevel(logging.INFO)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream and Harmless(stream) for stream in before)
     try:
         status = run(argv)
         if sys.stdout: sys.stdout.flush()  # here, not at the end of the process, a reader who has left is met
@@ -786,3 +808,4 @@ def main(
     except KeyboardInterrupt:
         print("course: stopped", file=sys.stderr)
         return 130
+    finally: sys.stdout, sys.stderr = before

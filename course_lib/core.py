@@ -305,6 +305,7 @@ def write_whole(
     content: bytes,
 ) -> None:
     "Write a file, with its folder. CourseError for a full disk or a forbidden place: the old file stays."
+    path = Path(os.path.realpath(path))  # a link stays, and leads to the new content
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as part, open(part, "wb") as file:
@@ -528,6 +529,29 @@ def open_bundle(
     folder: Path,  # a folder written by `save_bundle`
 ) -> Bundle:
     "The bundle in `folder`, checked; executes nothing. CourseError if it is foreign, altered or too new."
+    return _of_one_time(folder, _opened)
+
+
+def _of_one_time(folder: Path, work):
+    "What work(folder) finds in a bundle; once more if the bundle was replaced meanwhile."
+    for _ in range(20):
+        before = _said(folder)
+        try: found = work(folder)
+        except CourseError:
+            if _said(folder) == before: raise
+        else:
+            if _said(folder) == before: return found
+    raise CourseError(f"'{folder}' is replaced all the time: copy it first")
+
+
+def _said(folder: Path) -> bytes:
+    "The bytes of a bundle's description; none if it is not there."
+    try: return (Path(folder) / "model.json").read_bytes()
+    except OSError: return b""
+
+
+# %% ../nbs/00b_core.ipynb #4801b4e2
+def _opened(folder: Path) -> Bundle:  # as `open_bundle`
     folder = Path(folder)
     def refuse(why): return CourseError(f"'{folder}' is not a usable bundle: {why}")
     again = "copy or train it again"
@@ -578,22 +602,13 @@ def open_model(
 def open_both(
     folder: Path,  # a bundle
 ) -> tuple[Bundle, object]:
-    "The bundle and the predictor in it, of one time even if it is being replaced. CourseError as above."
-    for _ in range(20):
-        before = _said(folder)
-        try: found = (bundle := open_bundle(folder)), model_in(bundle)
-        except CourseError:
-            if _said(folder) == before: raise
-        else:
-            if _said(folder) == before: return found
-    raise CourseError(f"'{folder}' is replaced all the time: copy it first")
+    "The bundle and the predictor in it, both of one time. CourseError if the bundle is unusable."
+    return _of_one_time(folder, _both)
 
 
-def _said(folder: Path) -> bytes:
-    "The bytes of a bundle's description; none if it is not there."
-    try: return (Path(folder) / "model.json").read_bytes()
-    except OSError: return b""
-
+def _both(folder: Path) -> tuple[Bundle, object]:
+    bundle = _opened(folder)
+    return bundle, model_in(bundle)
 
 # %% ../nbs/00b_core.ipynb #1fd99c32
 def model_in(

@@ -56,8 +56,14 @@ def kills(t: Trial) -> None:
 def _until_it_saves(child: Child, out: Path, seconds: float) -> None:
     "Until something lies in a hidden folder beside `out`, or the process is gone."
     until = time.monotonic() + 10 * seconds
-    while time.monotonic() < until and not any(out.parent.glob(".*/*")):
+    while time.monotonic() < until and not _begun(out.parent):
         if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT): return
+
+
+def _begun(folder: Path) -> bool:
+    "Whether something lies in a hidden folder there; it may go while we look."
+    try: return any(folder.glob(".*/*"))
+    except FileNotFoundError: return False
 
 
 # ---- several processes
@@ -155,7 +161,7 @@ def taken(t: Trial) -> None:
                     ["data", "render", "--n", "5", "--size", "32", "--out", out]]
         if kind in ("hard link", "device", "read-only"): commands.append(["predict", t.made.bundle("svm"), images, "--out", out])
         for words in t.rng.sample(commands, len(commands)):
-            free = kind in ("part", "old") or kind in ("current", "mount") and words[0] == "data"  # an empty folder may be filled
+            free = kind in ("part", "old", "current", "mount")  # an empty folder may be filled
             ok = (0,) if kind == "device" and words[0] == "predict" else (0, 1, 2) if free else (2,)  # a device may be written to
             before = _identity(theirs)
             with unchanged(images, *([] if kind in ("current", "mount") else [theirs])): ran = t.course(*words, ok=ok)

@@ -114,9 +114,11 @@ class Child:
 
     def _work(self, cold: bool) -> int | None:
         if not isinstance(self.work, list): return self.work()
-        from course_lib.cli import main
+        from course_lib.stopping import start
         words = [str(word) for word in self.work]
-        if not cold: return main(words)
+        if not cold:
+            sys.argv[1:] = words
+            start()
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         os.execv(sys.executable, [sys.executable, "-m", "course_lib", *words])
 
