@@ -75,9 +75,9 @@ class Flow:
     kind: str   # IMAGES, FEATURES or SCORES
     width: int  # the side of an image in pixels, or the number of columns
 
-# %% ../nbs/04f_pipeline_files.ipynb #73e6f5d7
+# %% ../nbs/04f_pipeline_files.ipynb #d7759b2d
 def _set(step, arrays, flow):  # a fitted step of its arrays
-    for name, array in arrays.items(): setattr(step, name, array[()])  # [()]: a number if it has no dimensions
+    for name, array in arrays.items(): setattr(step, name, array[()])  # [()]: a number if it has no length
     if flow.kind == FEATURES: step.n_features_in_ = flow.width
 
 # %% ../nbs/04f_pipeline_files.ipynb #181670c9
@@ -110,16 +110,18 @@ def _told_apart(parameters, arrays, flow, classes):
         raise CourseError(f"classes_ must be increasing numbers from 0 to {classes - 1}")
     return classes
 
-# %% ../nbs/04f_pipeline_files.ipynb #147f67ed
+# %% ../nbs/04f_pipeline_files.ipynb #fb2ab440
 def _one_or_two(high):  # a whole number, or height and width
     one = whole(1, high)
-    def check(value): return one(value) or isinstance(value, list) and len(value) == 2 and all(map(one, value))
+    def check(value):
+        return one(value) or isinstance(value, list) and len(value) == 2 and all(map(one, value))
     return check
 
 
-OPTIONS = dict(orientations=whole(1, 180), pixels_per_cell=_one_or_two(LARGEST), radius=number(0.1, 64),
-               cells_per_block=_one_or_two(LARGEST), bins=whole(1, 256), cells=whole(1, 64), points=whole(1, 24),
-               method=("default", "ror", "uniform", "nri_uniform").__contains__)
+OPTIONS = dict(  # of all features
+    orientations=whole(1, 180), pixels_per_cell=_one_or_two(LARGEST), cells_per_block=_one_or_two(LARGEST),
+    bins=whole(1, 256), cells=whole(1, 64), points=whole(1, 24), radius=number(0.1, 64),
+    method=("default", "ror", "uniform", "nri_uniform").__contains__)
 
 
 def _named(names):  # one to sixteen texts
@@ -132,7 +134,7 @@ def _optioned(options):  # None, or a dict of dicts with known options
     return all(isinstance(of_one, dict) and all(name in OPTIONS and OPTIONS[name](value)
                for name, value in of_one.items()) for of_one in options.values())
 
-# %% ../nbs/04f_pipeline_files.ipynb #7e6369c4
+# %% ../nbs/04f_pipeline_files.ipynb #c4f587dd
 def _hog_values(side, orientations=9, pixels_per_cell=8, cells_per_block=2, **_):  # of an image, at most
     cell, block = pair(pixels_per_cell, "cell"), pair(cells_per_block, "block")
     cells = max(1, side // cell[0]) * max(1, side // cell[1])
@@ -149,7 +151,8 @@ def _described(parameters, arrays, flow, classes):
 
 
 def _of_that_size(size, flow):  # CourseError if a step was trained on images of another size
-    if (size != flow.width).any(): raise CourseError(f"it is for images of {size.tolist()} pixels, not {flow.width}")
+    if (size != flow.width).any():
+        raise CourseError(f"it is for images of {size.tolist()} pixels, not of {flow.width}")
 
 
 def _blank(step, arrays, flow):  # fitted on a black image
@@ -216,7 +219,7 @@ def _of_forest(forest, name):  # one array of a fitted forest
     if name != "missing_go_to_left": return column
     return column * np.concatenate([state["nodes"]["left_child"] != -1 for state in states]).astype(np.uint8)
 
-# %% ../nbs/04f_pipeline_files.ipynb #9a2de50c
+# %% ../nbs/04f_pipeline_files.ipynb #7594b611
 def _trees(arrays):  # for each tree the slice of its nodes
     ends = np.cumsum(arrays["sizes"])
     return [slice(end - size, end) for size, end in zip(arrays["sizes"], ends)]
@@ -225,13 +228,15 @@ def _trees(arrays):  # for each tree the slice of its nodes
 def _voted(parameters, arrays, flow, classes):
     sizes, values = arrays["sizes"], arrays["values"]
     nodes = len(values)
-    if len(sizes) != parameters["n_estimators"] or sizes.min() < 1 or sizes.max() > nodes or sizes.sum() != nodes:
+    if sizes.min() < 1 or sizes.max() > nodes or sizes.sum() != nodes:
         raise CourseError("the sizes of its trees do not add up, or a tree has no nodes")
+    if len(sizes) != parameters["n_estimators"]: raise CourseError(f"it has {len(sizes)} trees instead")
     if values.min() < 0 or abs(values.sum(1) - 1).max() > 1e-6 or arrays["missing_go_to_left"].max() > 1:
         raise CourseError("it holds values that are no shares of classes")
     for part in _trees(arrays):
         left, right, feature = (arrays[name][part] for name in ("left_child", "right_child", "feature"))
-        if not sound(left, right, feature, flow.width): raise CourseError("it holds a tree whose nodes point astray")
+        if sound(left, right, feature, flow.width): continue
+        raise CourseError("it holds a tree whose nodes point astray")
     return _told_apart(parameters, arrays, flow, classes)
 
 # %% ../nbs/04f_pipeline_files.ipynb #aeea96fb
@@ -287,18 +292,18 @@ KINDS = dict(
 )
 HOLDERS = dict(Pipeline=(Pipeline, "steps"), FeatureUnion=(FeatureUnion, "transformer_list"))
 
-# %% ../nbs/04f_pipeline_files.ipynb #c34ac5a9
+# %% ../nbs/04f_pipeline_files.ipynb #10073a00
 def _class_of(kind, name): return getattr(import_module(kind.module), name)
 
 
 def _keep_defaults(step, known):  # CourseError if a parameter that is not known has another value
-    given = step.get_params(deep=False)
-    for name, parameter in signature(type(step).__init__).parameters.items():
-        if name in ("self", *known) or given[name] is parameter.default or given[name] == parameter.default: continue
-        raise CourseError(f"{type(step).__name__} with {name}={given[name]!r} has no place in a pipeline's file: "
+    usual = signature(type(step).__init__).parameters
+    for name, value in step.get_params(deep=False).items():
+        if name in known or value is usual[name].default or value == usual[name].default: continue
+        raise CourseError(f"{name}={value!r} of {type(step).__name__} has no place in a pipeline's file: "
                           "leave it out")
 
-# %% ../nbs/04f_pipeline_files.ipynb #fce6daa9
+# %% ../nbs/04f_pipeline_files.ipynb #485d0c99
 def _parameter(value):  # as json knows it
     if isinstance(value, np.generic): return value.item()
     return list(value) if isinstance(value, tuple) else value
@@ -315,7 +320,8 @@ def _written(step, place, arrays):  # what json says of a step; its arrays are p
     if type(step) is holder:
         inner = getattr(step, held)
         _keep_defaults(step, [held])
-        return dict(type=name, steps=[_written(one, f"{place}{i}.", arrays) for i, (_, one) in enumerate(inner)])
+        steps = [_written(one, f"{place}{i}.", arrays) for i, (_, one) in enumerate(inner)]
+        return dict(type=name, steps=steps)
     kind = KINDS.get(name)
     if not kind or type(step) is not _class_of(kind, name):
         raise CourseError(f"a {name} has no place in a pipeline's file: use {', '.join([*KINDS, *HOLDERS])}")
@@ -339,7 +345,7 @@ def to_files(
     from_files(files, size, classes)
     return files
 
-# %% ../nbs/04f_pipeline_files.ipynb #75376325
+# %% ../nbs/04f_pipeline_files.ipynb #ac0a6e0e
 def _short(value):  # as an error shows it
     plain = value is None or isinstance(value, (str, int, float))
     return repr(value)[:60] if plain else f"a {type(value).__name__}"
@@ -352,7 +358,7 @@ def _keys(told, *names):  # CourseError unless it is a dict with these names
         raise CourseError(f"it must hold {wanted or 'nothing'}, not {', '.join(told) or 'nothing'}"[:200])
 
 
-def _fit(shape, letters, lengths):  # does each letter stand for one length? `lengths` is what is known, and grows
+def _fit(shape, letters, lengths):  # does each letter stand for one length? `lengths`: those known so far
     if len(shape) != len(letters) or 0 in shape: return False
     return all(n == (int(letter) if letter.isdigit() else lengths.setdefault(letter, n))
                for n, letter in zip(shape, letters))
@@ -367,17 +373,17 @@ def _array(array, described, lengths):  # a copy of it, if it is as described
         raise CourseError(f"it holds numbers that are not finite or above {FINITE:g}")
     return array.copy()  # in memory of its own, as after training
 
-# %% ../nbs/04f_pipeline_files.ipynb #183dd44b
+# %% ../nbs/04f_pipeline_files.ipynb #5193fe51
 @dataclass
 class _Reader:  # builds steps of what json says and of arrays
     arrays: dict  # those not used yet
     classes: int  # how many there are
 
-    def one(self, told, place, flow):  # -> the step, and what it gives; place: '2.', or '2.0.' inside of step 2
+    def one(self, told, place, flow):  # -> a step, and what it gives; place: '2.', or '2.0.' inside of step 2
         name = told.get("type") if isinstance(told, dict) else None
         if name in ("Pipeline", "FeatureUnion"): return self.several(told, place, flow)
         if not isinstance(name, str) or name not in KINDS:
-            raise CourseError(f"step {place[:-1]} is of the type {_short(name)}, which this course does not know")
+            raise CourseError(f"step {place[:-1]} is of the type {_short(name)}, which is not on the list")
         try: return self.known(KINDS[name], name, told, place, flow)
         except CourseError as why: raise CourseError(f"step {place[:-1]} ({name}): {why}") from None
 
@@ -407,7 +413,7 @@ class _Reader:  # builds steps of what json says and of arrays
         _keys(told, "type", "steps")
         inner = told["steps"]
         if not isinstance(inner, list) or not 0 < len(inner) <= STEPS or place.count(".") > DEPTH:
-            raise CourseError(f"a {told['type']} has 1 to {STEPS} steps, and at most {DEPTH} lie inside each other")
+            raise CourseError(f"a {told['type']} has 1 to {STEPS} steps, {DEPTH} at most in each other")
         if told["type"] == "FeatureUnion": return self.side_by_side(inner, place, flow)
         steps = []
         for i, one in enumerate(inner):
@@ -417,15 +423,15 @@ class _Reader:  # builds steps of what json says and of arrays
 
     def side_by_side(self, inner, place, flow):
         parts, gives = zip(*(self.one(one, f"{place}{i}.", flow) for i, one in enumerate(inner)))
-        if any(given.kind != FEATURES for given in gives): raise CourseError("a FeatureUnion must hold features")
+        if any(given.kind != FEATURES for given in gives): raise CourseError("a union holds no classifier")
         return make_union(*parts), Flow(FEATURES, sum(given.width for given in gives))
 
-# %% ../nbs/04f_pipeline_files.ipynb #afc5bb5e
+# %% ../nbs/04f_pipeline_files.ipynb #83cdc592
 def _told(content):  # what pipeline.json says: a dict
     def refuse(name): raise ValueError(f"{name} is no number")
     if len(content) > TEXT: raise CourseError(f"it is larger than {TEXT:,} bytes")
     try: told = json.loads(content.decode(), parse_constant=refuse)
-    except (ValueError, RecursionError) as why: raise CourseError(f"it is not a text in json ({why})") from None
+    except (ValueError, RecursionError) as why: raise CourseError(f"it is no text in json ({why})") from None
     _keys(told, "size", "classes", "steps")
     return told
 
@@ -441,14 +447,14 @@ def _rebuilt(told, arrays, size, classes):  # the pipeline
         raise CourseError(f"images must have a side of 1 to {LARGEST} pixels, and classes a number")
     for name, value in (("size", size), ("classes", classes)):
         if told[name] != value or type(told[name]) is not int:
-            raise CourseError(f"it is for {name}={_short(told[name])}, but should be for {name}={value}")
+            raise CourseError(f"it is for {name}={_short(told[name])}, the bundle for {name}={value}")
     reader = _Reader(arrays, classes)
     pipeline, gives = reader.several(dict(type="Pipeline", steps=told["steps"]), "", Flow(IMAGES, size))
     if gives.kind != SCORES: raise CourseError("its last step is no classifier")
     if reader.arrays: raise CourseError(f"it has no step for the array {_short(min(reader.arrays))}")
     return pipeline
 
-# %% ../nbs/04f_pipeline_files.ipynb #cc9f2565
+# %% ../nbs/04f_pipeline_files.ipynb #71a95a2a
 def from_files(
     files: dict[str, bytes],  # as from `to_files`
     size: int,                # side of the images
@@ -476,4 +482,5 @@ def load_pipeline(
     arrays = _read(folder / "pipeline.safetensors", _arrays)
     try: return _rebuilt(told, arrays, size, classes)
     except CourseError as why:
-        raise CourseError(f"'{folder / 'pipeline.json'}' cannot be used: {why}; train the model again") from None
+        path = folder / "pipeline.json"
+        raise CourseError(f"'{path}' cannot be used: {why}; train the model again") from None

@@ -38,8 +38,8 @@ class Shallow:
         if images.shape[1:3] != (self.size, self.size):
             images = np.stack([resize(image, self.size) for image in images])
         found = decision_scores(self.pipeline, images, len(self.classes))
-        if not np.isfinite(found).all(): raise CourseError("the model gives scores that are no numbers: train it again")
-        return found
+        if np.isfinite(found).all(): return found
+        raise CourseError("the model gives scores that are no numbers: train it again")
 
     def predict_proba(self,
         images: np.ndarray,  # uint8 [B, H, W, 3]; other sizes are resized
@@ -66,7 +66,7 @@ class Shallow:
     def load(cls,
         bundle: Bundle,  # from `open_bundle`
     ) -> "Shallow":
-        "The predictor in a bundle. Executes nothing. CourseError for anything that training cannot have made."
+        "The predictor in a bundle. Executes nothing. CourseError for anything that no training made."
         meta = _described(bundle)
         pipeline = load_pipeline(bundle.folder, meta["input_size"], len(meta["classes"]))
         return cls(pipeline=pipeline, classes=meta["classes"], size=meta["input_size"],
@@ -82,8 +82,8 @@ def _described(bundle):  # the bundle's description; CourseError if no predictor
                 temperature=number(1e-6, 1e6)(meta["temperature"]))
     for name, is_fine in fine.items():
         if is_fine: continue
-        raise CourseError(f"'{bundle.folder}' is not a usable bundle: the entry '{name}' of its model.json is "
-                          "nothing that training writes; train it again")
+        raise CourseError(f"'{bundle.folder}' is not a usable bundle: training never writes such an entry "
+                          f"'{name}' into its model.json; train it again")
     return meta
 
 
@@ -94,5 +94,5 @@ def load_shallow(bundle: Bundle) -> Shallow: return Shallow.load(bundle)
 @formats.register("skops")
 def refuse_skops(bundle: Bundle) -> NoReturn:
     "Bundles of earlier versions."
-    raise CourseError(f"'{bundle.folder}' was saved by an earlier version of this library, in the format skops, "
-                      "which is no longer read: train the model again")
+    raise CourseError(f"'{bundle.folder}' was saved by an earlier version of this library, in the format "
+                      "skops, which is no longer read: train the model again")

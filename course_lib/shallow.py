@@ -148,7 +148,7 @@ def fit_best(
     """The candidate with the highest validation accuracy, calibrated; its `about` says what was chosen.
 
     The temperature is found before refitting, on scores of validation images that the model has not seen.
-    CourseError if there is one class only, or no validation image."""
+    CourseError if there is one class only, no validation image, or `size` is above 512 pixels."""
     size = size or int(np.clip(min(splits.train.read(0).shape[:2]), 32, 64))
     within(1, LARGEST, input_size=size)
     n, K = len(splits.train), len(splits.classes)

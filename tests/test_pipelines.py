@@ -121,12 +121,18 @@ def test_the_same_seed_gives_the_same_bytes(name, trained, streets):
     assert first == second and first.keys() == {TEXT, NUMBERS}
 
 
-def test_two_processes_make_the_same_bundle(tmp_path):
-    code = ("import sys, numpy as np; from course_lib.data import load; from course_lib.core import models;"
-            "models[sys.argv[1]](load('streets?n=60'), input_size=32).save(sys.argv[2])")
-    for model in ("svm", "forest"):
-        for run in "ab": subprocess.run([sys.executable, "-c", code, model, str(tmp_path / f"{model}-{run}")], check=True)
-        assert content(tmp_path / f"{model}-a") == content(tmp_path / f"{model}-b")
+def test_two_processes_on_one_cold_cache_make_the_same_bundle(tmp_path):
+    code = """if True:
+        import sys
+        from course_lib.data import load
+        from course_lib.shallow import forest, svm
+        data = load("streets?n=60")
+        svm(data, features="patches,hog", kernel="rbf", atoms=10, c=1.0, gamma=1.0).save(f"{sys.argv[1]}/svm")
+        forest(data, trees=10, leaf=1).save(f"{sys.argv[1]}/forest")"""
+    cold = os.environ | dict(COURSE_HOME=str(tmp_path / "home"))
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / run)], env=cold) for run in "ab"]
+    assert [process.wait() for process in both] == [0, 0]
+    for model in ("svm", "forest"): assert content(tmp_path / "a" / model) == content(tmp_path / "b" / model)
 
 
 def test_other_sizes_are_resized_and_other_arrays_refused(machine, images):
@@ -159,14 +165,14 @@ Impostor.__name__ = "StandardScaler"
     (lambda model: setattr(model, "classes", model.classes[:3]), "from 0 to 2"),
     (lambda model: model.pipeline.steps.pop(), "no classifier"),
     (lambda model: model.pipeline.steps.insert(1, ("x", LinearSVM())), "LinearSVM"),
-    (lambda model: model.pipeline[-1].set_params(n_jobs=-1), "n_jobs=-1"),
+    (lambda model: model.pipeline[-1].set_params(n_jobs=-1), "n_jobs=-1 of RandomForestClassifier has no place"),
     (lambda model: model.pipeline[0].set_params(device="cuda"), "device='cuda'"),
     (lambda model: model.pipeline[-1].set_params(criterion="entropy"), "criterion='entropy'"),
     (lambda model: model.pipeline.set_params(memory="/tmp/x"), "memory='/tmp/x'"),
     (lambda model: model.pipeline.steps.__setitem__(1, ("s", Impostor())), "has no place"),
     (lambda model: model.pipeline[1].mean_.fill(np.nan), "not finite"),
     (lambda model: model.pipeline[-1].estimators_[2].tree_.children_left.__setitem__(0, 10**6), "point astray"),
-    (lambda model: model.pipeline[-1].estimators_.pop(), "do not add up"),
+    (lambda model: model.pipeline[-1].estimators_.pop(), "it has 4 trees"),
     (lambda model: setattr(model, "pipeline", DecisionTreeClassifier()), "DecisionTreeClassifier"),
     (lambda model: setattr(model, "pipeline", None), "NoneType"),
 ])
@@ -237,7 +243,7 @@ def test_a_bundle_of_an_earlier_version_says_train_again(bundle):
 
 @pytest.mark.parametrize("name, value", [
     ("classes", []), ("classes", {"a": 1}), ("classes", ["a"] * 5), ("classes", [1, 2, 3, 4, 5]), ("classes", None), ("classes", "abcde"),
-    ("classes", ["a", "b", "c", "d"]), ("classes", ["a", "b", "c", "d", "e", "f"]), ("classes", [str(i) for i in range(10**6)]),
+    ("classes", ["a", "b", "c", "d"]), ("classes", ["a", "b", "c", "d", "e", "f"]), ("classes", [str(i) for i in range(10**5)]),
     ("input_size", 20_000), ("input_size", 0), ("input_size", "32"), ("input_size", True), ("input_size", 33), ("input_size", 32.0),
     ("temperature", 0), ("temperature", -1), ("temperature", float("nan")), ("temperature", "1"), ("temperature", None),
     ("temperature", 1e300), ("about", []), ("about", None), ("task", "detection"), ("task", 5),
@@ -289,7 +295,7 @@ def nested(kind, levels):
 def test_what_is_nested_too_deep_is_refused(bundle):
     for kind in ("Pipeline", "FeatureUnion"):
         for levels in (5, 50, 150):
-            with pytest.raises(CourseError, match="inside each other|takes"): reopened(forge(bundle("rbf"), text=lambda told: told.update(steps=[nested(kind, levels)])))
+            with pytest.raises(CourseError, match="in each other|takes"): reopened(forge(bundle("rbf"), text=lambda told: told.update(steps=[nested(kind, levels)])))
     large = bundle("rbf")
     for deep in ('{"size":32,"classes":5,"steps":' + "[" * 10_000 + "]" * 10_000 + "}", '{"size":' + "[" * 900 + "]" * 900 + ',"classes":5,"steps":[]}'):
         (large / TEXT).write_text(deep)
@@ -351,7 +357,7 @@ def twice_the_same(arrays):
     (put("2.values", 0, -1), "no shares"), (put("2.values", 1, 7.0), "no shares"), (put("2.values", 0, np.nan), "not finite"),
     (put("2.threshold", 0, np.inf), "not finite"), (put("2.missing_go_to_left", 0, 2), "no shares"),
     (swap("2.left_child", lambda a: a.astype(np.int32)), "int32"), (swap("2.left_child", lambda a: a[:-1]), "left_child"),
-    (swap("2.values", lambda a: a[:, :4]), "values"), (swap("2.sizes", lambda a: a[:-1]), "do not add up"),
+    (swap("2.values", lambda a: a[:, :4]), "values"), (swap("2.sizes", lambda a: a[:-1]), "do not add up"), (lambda arrays: arrays.update({"2.sizes": np.append(arrays["2.sizes"][:-2], arrays["2.sizes"][-2:].sum())}), "4 trees"),
     (swap("2.classes_", lambda a: a + 1), "from 0 to 4"), (swap("2.classes_", lambda a: a[::-1]), "from 0 to 4"),
     (put("2.classes_", 2, 2**62), "from 0 to 4"), (swap("2.classes_", lambda a: a.astype(float)), "classes_: float64"),
     (swap("1.mean_", lambda a: a[:-1]), "mean_: float64"), (put("1.scale_", 3, 0), "no spread"), (put("1.scale_", 3, -1), "no spread"),
