@@ -23,14 +23,14 @@ from .core import CourseError, within
 from .features import Features, extractors
 from .kernels import pair
 
-# %% ../nbs/04f_pipeline_files.ipynb #acc0ecfc
-TEXT = 2**16     # bytes that pipeline.json may have
-DEPTH = 4        # of pipelines and unions inside of each other
-STEPS = 64       # in one pipeline or union
-LARGEST = 512    # pixels, the side of an image
-VALUES = 2**26   # numbers that a step may make of one image, intermediate ones included
-FINITE = 1e12    # the largest size of a learnt number
-SMALLEST = 1e-9  # the smallest spread of a feature, by which it is divided
+# %% ../nbs/04f_pipeline_files.ipynb #84f0c955
+TEXT = 2**14      # bytes that pipeline.json may have
+DEPTH = 4         # of pipelines and unions inside of each other
+STEPS = 16        # in one pipeline or union
+LARGEST = 512     # pixels, the side of an image
+VALUES = 2**26    # numbers that a step may make of one image, intermediate ones included
+FINITE = 1e15     # the largest size of a learnt number
+SMALLEST = 1e-12  # the smallest spread of a feature, by which it is divided
 
 # %% ../nbs/04f_pipeline_files.ipynb #40dbb316
 def whole(
@@ -80,7 +80,7 @@ def _set(step, arrays, flow):  # a fitted step of its arrays
     for name, array in arrays.items(): setattr(step, name, array[()])  # [()]: a number if it has no length
     if flow.kind == FEATURES: step.n_features_in_ = flow.width
 
-# %% ../nbs/04f_pipeline_files.ipynb #181670c9
+# %% ../nbs/04f_pipeline_files.ipynb #42df25a2
 @dataclass(frozen=True)
 class Kind:
     "A type of step that a file may hold, and all that a file may say of it."
@@ -91,7 +91,7 @@ class Kind:
     arrays: dict        # learnt: 'float32 C D'
     width: Callable     # width(parameters, arrays, flow, classes): of what it gives; CourseError if unsound
     learnt: Callable = getattr  # learnt(step, name): one of the arrays
-    finish: Callable = _set    # finish(step, arrays, flow): makes an unfitted step a fitted one
+    finish: Callable = _set     # finish(step, arrays, flow): makes an unfitted step a fitted one
 
 # %% ../nbs/04f_pipeline_files.ipynb #7e82e948
 def _scaled(parameters, arrays, flow, classes):
@@ -426,7 +426,7 @@ class _Reader:  # builds steps of what json says and of arrays
         if any(given.kind != FEATURES for given in gives): raise CourseError("a union holds no classifier")
         return make_union(*parts), Flow(FEATURES, sum(given.width for given in gives))
 
-# %% ../nbs/04f_pipeline_files.ipynb #83cdc592
+# %% ../nbs/04f_pipeline_files.ipynb #9342f573
 def _told(content):  # what pipeline.json says: a dict
     def refuse(name): raise ValueError(f"{name} is no number")
     if len(content) > TEXT: raise CourseError(f"it is larger than {TEXT:,} bytes")
@@ -439,7 +439,7 @@ def _told(content):  # what pipeline.json says: a dict
 def _arrays(content):  # what pipeline.safetensors holds: arrays by name
     try: return safetensors.load(content)
     except Exception as why:  # a damaged file can fail anywhere
-        raise CourseError(f"it is not a file of safetensors ({type(why).__name__}: {why})") from None
+        raise CourseError(f"it is no file of safetensors ({type(why).__name__}: {why})"[:200]) from None
 
 
 def _rebuilt(told, arrays, size, classes):  # the pipeline

@@ -37,7 +37,9 @@ class Shallow:
         if not len(images): return np.zeros((0, len(self.classes)))
         if images.shape[1:3] != (self.size, self.size):
             images = np.stack([resize(image, self.size) for image in images])
-        found = decision_scores(self.pipeline, images, len(self.classes))
+        try: found = decision_scores(self.pipeline, images, len(self.classes))
+        except ValueError as why:  # numbers grew too large between two steps
+            raise CourseError(f"the model cannot be used ({why}): train it again") from None
         if np.isfinite(found).all(): return found
         raise CourseError("the model gives scores that are no numbers: train it again")
 
