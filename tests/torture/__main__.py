@@ -71,7 +71,7 @@ def torture(one: Class, args, seconds: float, root: Path, made: Made) -> Counter
         kind, why, trial = attempt(one, args.seed, number, root, made)
         counts.update([kind, "tried"])
         notes += trial.notes
-        if kind == "failed": lines.append(f"  {why}\n    again: python tests/torture --only {one.name} --seed {args.seed} --number {number}")
+        if kind == "failed": lines.append(f"  {trial.kind}: {why}\n    again: python tests/torture --only {one.name} --seed {args.seed} --number {number}")
         if kind == "skipped": skips.add(why)
         if args.number is None: shutil.rmtree(trial.folder.parent, ignore_errors=True)
         else: told(trial)

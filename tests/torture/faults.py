@@ -5,7 +5,7 @@ import signal
 import stat
 import subprocess
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from made import results
@@ -20,9 +20,9 @@ def whole(job: str, out: Path, *allowed: dict) -> None:
     from course_lib.core import CourseError, open_bundle
     if not os.path.lexists(out): return
     try: inside = job in BUNDLES and open_bundle(out)
-    except CourseError as why: raise Failed(f"{job}: half a bundle: {why}") from None
+    except CourseError as why: raise Failed(f"half a bundle: {why}") from None
     here = {name: what for name, what in tree(out).items() if name != "model.json" or not inside}
-    if here not in allowed: raise Failed(f"{job}: what lies at --out is neither the old nor the new")
+    if here not in allowed: raise Failed("what lies at --out is neither the old nor the new")
 
 
 # ---- kills
@@ -44,26 +44,22 @@ def kills(t: Trial) -> None:
         time.sleep(t.rng.uniform(0, 0.02 if kind == "saving" else alone.seconds))
         child.kill()
         t.must(child.wait(), sent=signal.SIGKILL, limit=60)
-        if old and not out.exists(): raise Failed(f"{kind}: the older bundle is gone")
+        if old and not out.exists(): raise Failed("the older bundle is gone")
         whole(job, out, old or expected, expected)
     if job in ("fix", "render"): shutil.rmtree(out, ignore_errors=True)  # it was done before the kill: they take new folders
     again = ["--resume"] if job in ("cnn", "ssd") else []
     ran = t.course(*words, *again, ok=(alone.status,), limit=60)
-    if results(job, ran, out) != expected: raise Failed(f"{kind}: other bits than those of a run without a kill")
+    if results(job, ran, out) != expected: raise Failed("other bits than those of a run without a kill")
     no_leftovers(t.folder)
 
 
 def _until_it_saves(child: Child, out: Path, seconds: float) -> None:
     "Until something lies in a hidden folder beside `out`, or the process is gone."
     until = time.monotonic() + 10 * seconds
-    while time.monotonic() < until and not _begun(out.parent):
+    while time.monotonic() < until:
+        with suppress(FileNotFoundError):  # a folder that was there a moment ago
+            if any(out.parent.glob(".*/*")): return
         if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT): return
-
-
-def _begun(folder: Path) -> bool:
-    "Whether something lies in a hidden folder there; it may go while we look."
-    try: return any(folder.glob(".*/*"))
-    except FileNotFoundError: return False
 
 
 # ---- several processes
@@ -81,10 +77,10 @@ def together(t: Trial) -> None:
     both = [one.wait() for one in (t.start(*t.made.words(job, goals[1]), limit=60), first)]
     for ran in both:
         t.must(ran, ok=(0, 2) if kind != "cache" else (0,), limit=60)
-        if ran.status == 2: _plain(kind, ran)
-    if all(ran.status for ran in both): raise Failed(f"{kind}: both were refused: {shown(both[0].last)}; {shown(both[1].last)}")
+        if ran.status == 2: _plain(ran)
+    if all(ran.status for ran in both): raise Failed(f"both were refused: {shown(both[0].last)}; {shown(both[1].last)}")
     for goal in goals:
-        if results(job, alone, goal) != results(job, alone, there): raise Failed(f"{kind}: other bits than those of one process alone")
+        if results(job, alone, goal) != results(job, alone, there): raise Failed("other bits than those of one process alone")
     no_leftovers(t.folder)
 
 
@@ -101,7 +97,7 @@ def _reader(t: Trial, out: Path) -> None:
     both = [t.start(work=write), t.start(work=read)]
     for child in both: t.must(child.wait(), ok=(0,))
     try: open_bundle(out)
-    except CourseError as why: raise Failed(f"reader: {why}") from None
+    except CourseError as why: raise Failed(f"{why}") from None
     no_leftovers(t.folder)
 
 
@@ -139,12 +135,12 @@ def disk(t: Trial) -> None:
         ran = t.course(*t.made.words(job, out), ok=(0, 1, 2), COURSE_HOME=home, limit=60)
         lost = not os.path.lexists(out) or tree(out) != before
         if ran.status == 2:
-            _plain(kind, ran)
-            if not any(word in ran.last.lower() for word in ("space", "full", "free")): raise Failed(f"{kind}: no remedy in: {shown(ran.last)}")
-            if older and lost: raise Failed(f"{kind}: the older bundle is lost")
-            if not older and kind != "cache" and os.path.lexists(out): raise Failed(f"{kind}: leaves {out.name}")
+            _plain(ran)
+            if not any(word in ran.last.lower() for word in ("space", "full", "free")): raise Failed(f"no remedy in: {shown(ran.last)}")
+            if older and lost: raise Failed("the older bundle is lost")
+            if not older and kind != "cache" and os.path.lexists(out): raise Failed(f"leaves {out.name}")
         left = [path.name for path in small.rglob("*") if path.name.endswith((".part", ".old"))]
-        if left: raise Failed(f"{kind}: leaves {', '.join(left[:3])}")
+        if left: raise Failed(f"leaves {', '.join(left[:3])}")
 
 
 # ---- taken paths
@@ -165,8 +161,8 @@ def taken(t: Trial) -> None:
             ok = (0,) if kind == "device" and words[0] == "predict" else (0, 1, 2) if free else (2,)  # a device may be written to
             before = _identity(theirs)
             with unchanged(images, *([] if kind in ("current", "mount") else [theirs])): ran = t.course(*words, ok=ok)
-            if _identity(theirs) != before: raise Failed(f"{kind}: {words[0]} puts another thing in its place")
-            if ran.status == 2: _plain(kind, ran)
+            if _identity(theirs) != before: raise Failed(f"{words[0]} puts another thing in its place")
+            if ran.status == 2: _plain(ran)
             if kind in ("part", "old"): shutil.rmtree(out, ignore_errors=True)
 
 
@@ -193,9 +189,9 @@ def _identity(path: Path) -> tuple:
     return told.st_dev, told.st_ino, told.st_mode, told.st_rdev
 
 
-def _plain(kind: str, ran: Ran) -> None:
+def _plain(ran: Ran) -> None:
     "Failed if a refusal is not a line for the user."
-    if not ran.last.startswith("course") or "[Errno" in ran.last: raise Failed(f"{kind}: says {shown(ran.last)}")
+    if not ran.last.startswith("course") or "[Errno" in ran.last: raise Failed(f"says {shown(ran.last)}")
 
 
 # ---- Ctrl-C
@@ -214,8 +210,9 @@ def sigint(t: Trial) -> None:
     child.kill(signal.SIGINT)
     ran = child.wait()
     if cold and "course_lib" not in ran.err and ran.status: return  # Python itself was not up yet
+    t.kind = f"cold {job}" if cold else job
     t.must(ran, ok=(alone.status, 130), limit=60)
     if ran.status == alone.status: return  # it had come to its end
-    if ran.last != "course: stopped": raise Failed(f"{job}: status 130, but the last line is: {shown(ran.last)}")
+    if ran.last != "course: stopped": raise Failed(f"status 130, but the last line is: {shown(ran.last)}")
     t.notes.append(time.monotonic() - sent)
-    if t.notes[-1] > STOP: raise Failed(f"{job}: stops after {t.notes[-1]:.1f} s")
+    if t.notes[-1] > STOP: raise Failed(f"stops after {t.notes[-1]:.1f} s")

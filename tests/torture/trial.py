@@ -160,14 +160,14 @@ class Trial:
         made,          # see `made.Made`
     ):
         self.rng, self.number, self.made = random.Random(f"{seed} {name} {number}"), number, made
-        self.logs, self.ran, self.notes = folder / "logs", [], []
+        self.logs, self.ran, self.notes, self.kind = folder / "logs", [], [], ""
         self.folder, self.home = folder / "work", folder / "home"
         for path in (self.logs, self.folder, self.home): path.mkdir(parents=True)
 
-    def pick(self, choices) -> str:
-        "The next of several kinds: over the trials of a class each has its turn."
-        choices = list(choices)
-        return choices[self.number % len(choices)]
+    def pick(self, kinds: tuple[str, ...]) -> str:
+        "The kind of this trial: over the trials of a class each has its turn."
+        self.kind = kinds[self.number % len(kinds)]
+        return self.kind
 
     def start(self, *words, work: Callable | None = None, **how) -> Child:
         "Begin a command, or a function."
