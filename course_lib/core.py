@@ -615,15 +615,18 @@ def model_in(
     bundle: Bundle,  # from `open_bundle`
 ):
     "The trained predictor in an opened bundle. CourseError if no model can be made of it."
-    try:
-        predictor = formats[bundle.meta["format"]](bundle)
-        _try_out(predictor, bundle.meta)
+    try: predictor = formats[bundle.meta["format"]](bundle)
     except CourseError: raise
-    except Exception as error:  # a description that somebody made up may fail anywhere
-        first_line = next(iter(str(error).splitlines()), "")
-        raise CourseError(f"'{bundle.folder}' is not a usable bundle: no model can be made of it "
-                          f"({type(error).__name__}: {first_line})") from error
+    except Exception as error: raise _unusable(bundle, error) from error  # what somebody made up may fail anywhere
+    try: _try_out(predictor, bundle.meta)
+    except Exception as error: raise _unusable(bundle, error) from error
     return predictor
+
+
+def _unusable(bundle: Bundle, error: Exception) -> CourseError:
+    why = next(iter(str(error).splitlines()), "")
+    if not isinstance(error, CourseError): why = f"{type(error).__name__}: {why}"
+    return CourseError(f"'{bundle.folder}' is not a usable bundle: no model can be made of it ({why})")
 
 # %% ../nbs/00b_core.ipynb #377232ba
 def _try_out(predictor, meta: dict) -> None:
