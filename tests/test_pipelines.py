@@ -183,6 +183,12 @@ def test_what_could_not_be_opened_again_is_not_saved(change, says, streets, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_what_could_not_be_saved_is_not_trained(streets):
+    for train in (svm, forest):
+        with pytest.raises(CourseError, match="input_size=600: use a number from 1 to 512"): train(streets, input_size=600)
+    with pytest.raises(CourseError, match="trees=1000000: use a number"): forest(streets, trees=10**6)
+
+
 def test_a_full_disk_is_an_ordinary_error(machine, tmp_path):
     if not hasattr(os, "geteuid") or os.geteuid() != 0: pytest.skip("only root can make a small disk")
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(tmp_path)], capture_output=True)
