@@ -87,14 +87,14 @@ def torture(one: Class, args, seconds: float, root: Path, made: Made) -> Counter
 def told(trial: Trial) -> None:
     "All that the commands of a trial said."
     for child in trial.ran:
-        print(f"$ course {shown(child.words)}")
+        print(f"  $ course {shown(child.words)}")
         for path in child.logs: print(shown_lines(path), end="")
-    print(f"left as it is: {trial.folder.parent}")
+    print(f"  left as it is: {trial.folder.parent}")
 
 
 def shown_lines(path: Path) -> str:
     text = path.read_text(encoding="utf-8", errors="replace")[:5000]
-    return "".join(f"  {line.encode('unicode_escape').decode()}\n" for line in text.splitlines())
+    return "".join(f"    {line.encode('unicode_escape').decode()}\n" for line in text.splitlines())
 
 
 def arguments() -> argparse.Namespace:

@@ -169,7 +169,7 @@ def patched(data: bytes, central: int, local: int, kind: str, value: int) -> byt
 
 ZIPS = ("slip", "damaged", "duplicate", "lying", "damaged", "encrypted", "link", "damaged", "nested", "compression", "dots", "junk",
         "bomb", "many")
-SLIPS = ("../../slip", "/tmp/torture-slip", "C:\\slip", "..\\..\\slip", "cat/../../../slip", "....//slip", "\\\\host\\slip")
+SLIPS = ("../../slip", "C:\\slip", "..\\..\\slip", "cat/../../../slip", "....//slip", "\\\\host\\slip")
 
 
 def hostile_zip(kind: str, t: Trial) -> bytes:
@@ -177,7 +177,7 @@ def hostile_zip(kind: str, t: Trial) -> bytes:
     rng, write = t.rng, io.BytesIO()
     if kind == "bomb": return t.made.bomb
     members = [(f"{label}/{i}.png", encoded(scene(10 * k + i))) for k, label in enumerate(("cat", "dog")) for i in range(6)]
-    if kind == "slip": members += [(f"{slip}/{i}.png", encoded(scene(i))) for i, slip in enumerate(SLIPS)]
+    if kind == "slip": members += [(f"{slip}/{i}.png", encoded(scene(i))) for i, slip in enumerate((*SLIPS, t.folder.parent / "slip"))]
     if kind == "duplicate": members += [(name, encoded(scene(99))) for name, _ in members[:4]]
     if kind == "nested": members.append(("cat/inner.zip", hostile_zip("slip", t)))
     if kind == "dots": members = [(f"./{name}", data) for name, data in members]
@@ -201,7 +201,7 @@ def hostile_zip(kind: str, t: Trial) -> bytes:
 
 def zips(t: Trial) -> None:
     "Zips that lead outside, lie, are damaged, hold bombs or very many files."
-    kind, slip = t.pick(ZIPS), Path("/tmp/torture-slip")
+    kind, slip = t.pick(ZIPS), t.folder.parent / "slip"  # where the names of some members lead
     path, out = put(t.folder / "data.zip", hostile_zip(kind, t)), t.folder / "out"
     limit = 60 if kind == "many" else 10
     with unchanged(path):
