@@ -395,4 +395,7 @@ def transfer(
     enlarge: int = 128,              # smaller images are enlarged to this side
 ) -> nn.Module:
     "A published backbone and a new head."
-    return Transfer(Backbone(backbone, enlarge), classes)
+    body = Backbone(backbone, enlarge)
+    if body.fixed and enlarge not in (128, body.size):  # 128 is what nobody asked for
+        raise CourseError(f"enlarge={enlarge} does nothing: {backbone} takes {body.size} pixels; leave it out")
+    return Transfer(body, classes)

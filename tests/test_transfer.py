@@ -66,6 +66,11 @@ def test_backbones_with_further_heads_or_a_fixed_side(name, recwarn):
     assert getattr(backbone.net, "transform_input", True) and not recwarn.list
 
 
+def test_a_side_that_does_nothing_is_refused(splits):
+    with pytest.raises(CourseError, match="enlarge=96 does nothing: vit_b_16 takes 224 pixels"):
+        models["transfer"](splits, backbone="vit_b_16", enlarge=96, weights="none")
+
+
 @pytest.mark.parametrize("name", ["resnet50", "vit_b_16", "timm:tf_efficientnet_lite0"])
 def test_stages_go_from_the_image_to_the_head(name):
     backbone = Backbone(name, 64)
