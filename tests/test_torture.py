@@ -30,9 +30,9 @@ def test_every_class_makes_a_trial_and_is_counted():
     assert ran.returncode == (rows["all"][2] > 0) and ran.stdout.count("again: ") == rows["all"][2]
 
 
-def test_a_trial_that_failed_is_made_again_alone():
+def test_a_trial_that_failed_is_made_again_alone(tmp_path):
     "A number of a class of its own, here one that holds: what its commands said, and its folder stays."
-    rows, ran = torture("--only", "zips", "--number", "2", "--seed", "7")
+    rows, ran = torture("--only", "zips", "--number", "2", "--seed", "7", env={**os.environ, "TMPDIR": str(tmp_path)})
     assert rows["zips"][0] == 1 and "$ course data check" in ran.stdout
     left = Path(ran.stdout.split("left as it is: ")[1].splitlines()[0])
     assert (left / "work" / "data.zip").is_file()
