@@ -393,7 +393,7 @@ def make_room(
         if target.is_dir(): raise CourseError(f"'{target}' is a folder: choose a name for a file")
         target.parent.mkdir(parents=True, exist_ok=True)
 
-
+# %% ../nbs/91b_cli.ipynb #22f19c7b
 def write_out(
     path: Path,
     content: bytes,

@@ -67,7 +67,7 @@ def within(
     "CourseError for a value outside low .. high, or that is not a number."
     for name, value in values.items():
         if isinstance(value, Real) and low <= value <= high: continue
-        raise CourseError(f"{name}={value}: use a number from {low:g} to {high:g}")
+        raise CourseError(f"{name}={str(value)[:60]}: use a number from {low:g} to {high:g}")
 
 # %% ../nbs/00b_core.ipynb #ed9d24e3
 def of_torchrun(
@@ -505,6 +505,7 @@ def _listed(
     return {"model.json", *(meta["files"] if isinstance(meta.get("files"), dict) else ())}
 
 # %% ../nbs/00b_core.ipynb #260465a5
+_OPTIONAL = dict(data=dict, arguments=dict, about=dict, metrics=dict, versions=dict, seed=int)
 _MOST_CLASSES, _LONGEST, _LARGEST = 100_000, 1000, 4096  # classes; characters of a name; pixels of a side
 
 
@@ -514,6 +515,8 @@ def _unfit(meta: dict) -> str:  # the content of a model.json
     if missing: return f"model.json lacks {', '.join(missing)}"
     wrong = [key for key, kind in _REQUIRED.items() if type(meta[key]) is not kind]
     if wrong: return f"{wrong[0]} in model.json is not of the type {_REQUIRED[wrong[0]].__name__}"
+    wrong = [key for key, kind in _OPTIONAL.items() if type(meta.get(key, kind())) is not kind]
+    if wrong: return f"{wrong[0]} in model.json is not of the type {_OPTIONAL[wrong[0]].__name__}"
     classes, files = meta["classes"], meta["files"]
     if not 1 <= len(classes) <= _MOST_CLASSES: return f"it has {len(classes)} classes"
     if not all(isinstance(name, str) and 1 <= len(name) <= _LONGEST for name in classes):
@@ -522,7 +525,16 @@ def _unfit(meta: dict) -> str:  # the content of a model.json
     if not 1 <= meta["input_size"] <= _LARGEST: return f"input_size={meta['input_size']}: at most {_LARGEST}"
     if not files: return "it lists no files"
     outside = [name for name in files if Path(name).name != name or "\\" in name]
-    return f"it names a file outside the bundle: {outside[0]}" if outside else ""
+    if outside: return f"it names a file outside the bundle: {outside[0]}"
+    scales = meta.get("data", {}).get("scales", {})
+    return "" if _are_scales(scales) else "its scales are not two numbers each"
+
+# %% ../nbs/00b_core.ipynb #0dc4b387
+def _are_scales(scales) -> bool:  # of images with more than 8 bits: black and white
+    if not isinstance(scales, dict): return False
+    pairs = [pair for pair in scales.values() if isinstance(pair, list) and len(pair) == 2]
+    numbers = [value for pair in pairs for value in pair if type(value) in (int, float) and abs(value) < 1e38]
+    return len(numbers) == 2 * len(scales)
 
 # %% ../nbs/00b_core.ipynb #64e00b39
 def open_bundle(
@@ -617,7 +629,7 @@ def model_in(
     "The trained predictor in an opened bundle. CourseError if no model can be made of it."
     try: predictor = formats[bundle.meta["format"]](bundle)
     except CourseError: raise
-    except Exception as error: raise _unusable(bundle, error) from error  # what somebody made up may fail anywhere
+    except Exception as error: raise _unusable(bundle, error) from error  # it may fail anywhere
     try: _try_out(predictor, bundle.meta)
     except Exception as error: raise _unusable(bundle, error) from error
     return predictor

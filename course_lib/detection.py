@@ -161,6 +161,10 @@ class Detector(Saved):
     task: str = DETECTION
     bundle_format: ClassVar[str] = "detector"
 
+    def __post_init__(self):
+        super().__post_init__()
+        within(0, 1, threshold=self.threshold)
+
     def detect(self,
         images: Sequence[np.ndarray],  # uint8 [H, W, 3], of any sizes
         least: float = 0.01,           # the lowest probability of a detection, 0..1

@@ -236,4 +236,5 @@ def ensemble(
     names = [name.strip() for name in members.split(",") if name.strip()]
     if len(names) < 2:
         raise CourseError(f"members={members}: an ensemble needs two backbones or more, joined by commas")
+    if len(names) > 16: raise CourseError(f"members: {len(names)} backbones, at most 16 are built")
     return joins[join](names, classes, enlarge)

@@ -147,6 +147,7 @@ class Network(Saved):
         super().__post_init__()
         self.mean = tuple(self.mean)
         self.std = tuple(self.std)
+        self._check()
         if self.task == MULTI: self.thresholds = tuple(self.thresholds) or (0.5,) * len(self.classes)
 
     def logits(self,
@@ -178,6 +179,16 @@ class Network(Saved):
         own for several."""
         scores = self.logits(images).double() / self.temperature
         return (scores.sigmoid() if self.task == MULTI else scores.softmax(1)).numpy()
+
+    def _check(self):
+        "CourseError for numbers that no training leaves, as somebody's bundle may hold them."
+        within(1e-6, 1e6, temperature=self.temperature)
+        if self.tta not in TTA_VIEWS: raise CourseError(f"tta={self.tta}: use 1, 2 or 6")
+        if (len(self.mean), len(self.std)) != (3, 3): raise CourseError("mean and std are for three channels")
+        for value in self.mean: within(-1e3, 1e3, mean=value)
+        for value in self.std: within(1e-6, 1e3, std=value)
+        if len(self.thresholds) not in (0, len(self.classes)): raise CourseError("a class has one threshold")
+        for value in self.thresholds: within(0, 2, threshold=value)
 
 # %% ../nbs/05c_predictors.ipynb #a245ac8b
 @formats.register("safetensors")
