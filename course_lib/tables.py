@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -54,7 +54,9 @@ def _rows(files: Files, table: str) -> tuple[list[tuple[int, dict]], list[str]]:
 # %% ../nbs/01g_tables.ipynb #69270a73
 def _row(columns: list[str], cells: list[str]) -> dict:
     "The cells by column. A missing cell is None; filled cells beyond the last column are under None."
-    row = dict(zip(columns, cells, strict=False)) | dict.fromkeys(columns[len(cells):])
+    row = dict(zip(columns, cells, strict=False))
+    if len(cells) == len(columns): return row
+    row |= dict.fromkeys(columns[len(cells):])
     extra = cells[len(columns):]
     return row | ({None: "".join(extra)} if any(extra) else {})
 
@@ -77,6 +79,7 @@ class _Columns(NamedTuple):
 def _plain(name: str) -> str: return re.sub("[^a-z0-9]", "", name.lower())
 
 
+@lru_cache(maxsize=2**16)  # a table of a million rows has few different cells of this kind
 def _flag(cell: str | None) -> bool | None:
     "Whether a cell says yes or no; None if it says neither."
     if re.fullmatch(r"1(\.0*)?|true|yes", (cell or "").lower()): return True
@@ -133,6 +136,7 @@ def _mark(table: str, rows: list[tuple[int, dict]], columns: _Columns, findings:
     return _SPACES
 
 
+@lru_cache(maxsize=2**16)
 def _cell_labels(cell: str, mark: str) -> tuple[str, ...]:
     "The labels in a cell, once each."
     names = re.split(mark, cell)
