@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property, lru_cache
 from hashlib import sha1
 from itertools import accumulate
@@ -490,7 +490,7 @@ def _from_json(record: dict) -> Record:
 
 def _remember(path: Path, records: dict[str, Record], stamps: dict[str, str], place: str) -> None:
     "Write the records and stamps of images for the next time. place: the folder or zip, for people."
-    content = {name: [stamps[name], asdict(record)] for name, record in records.items()}
+    content = {name: [stamps[name], vars(record)] for name, record in records.items()}
     store(path, lambda part: part.write_text(json.dumps(content), encoding="utf-8"), place)
 
 # %% ../nbs/01b_files.ipynb #08270a94

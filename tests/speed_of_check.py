@@ -31,7 +31,7 @@ def photo(seed, width=500, height=375):
     for octave in range(2, 9):
         noise = rng.normal(size=(3 * 2**octave // 4 + 1, 2**octave + 1, 3)).astype(np.float32)
         layers = [Image.fromarray(noise[..., k]).resize((width, height), Image.Resampling.BICUBIC) for k in range(3)]
-        image += np.stack(layers, axis=2) * 2.0 ** (6.5 - 0.8 * octave)
+        image += np.stack(layers, axis=2) * 2.0 ** (6.3 - 0.6 * octave)
     image = (image + rng.uniform(90, 160)).clip(0, 255).astype(np.uint8)
     Image.fromarray(image).save(buffer := io.BytesIO(), format="jpeg", quality=88)
     return buffer.getvalue()
