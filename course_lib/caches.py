@@ -60,7 +60,7 @@ def _sum(path: Path) -> int:
         while block := file.read(2**20): total = zlib.crc32(block, total)
     return total
 
-
+# %% ../nbs/00e_caches.ipynb #30eeb69a
 def is_sound(
     path: Path,  # of a cache
 ) -> bool:
@@ -84,7 +84,7 @@ def _refusal(path: Path, why: OSError) -> CourseError:
     return CourseError(f"the cache '{path.parent}' cannot be written ({why.strerror or why}): {full}, or set "
                        "COURSE_HOME to another folder")
 
-
+# %% ../nbs/00e_caches.ipynb #68f1fb63
 @contextmanager
 def making(
     path: Path,  # of a cache
@@ -127,12 +127,12 @@ def store(
             told.write_text(json.dumps(about), encoding="utf-8")
     with suppress(OSError): _SOUND.add(_state(path))
 
-
+# %% ../nbs/00e_caches.ipynb #8461b353
 def cache_file(
     kind: str,    # the first three as for `cache_path`
     key: str,
     ending: str,
-    write: Callable[[Path], object],  # write(temporary_path) makes the content, if there is no sound cache yet
+    write: Callable[[Path], object],  # as for `store`; called only if there is no sound cache yet
     of: str,      # what it is computed from, for people
 ) -> Path:
     "A cache, made by `write` if it was not there or is damaged. CourseError as from `store`."

@@ -183,7 +183,8 @@ class Files:
         "The content of an image file. OSError if it cannot be read, or has more than `LARGEST` bytes."
         path = self.root / self.prefix / name
         size = self._info(name).file_size if self.packed else path.stat().st_size
-        if size > LARGEST: raise OSError(f"its file has {size / 1e9:.1f} GB, where {LARGEST / 1e9:g} are the most")
+        most = LARGEST / 1e9
+        if size > LARGEST: raise OSError(f"its file has {size / 1e9:.1f} GB, where {most:g} are the most")
         return self.read(name)
 
     def stamp(self,
@@ -193,7 +194,7 @@ class Files:
         if self.packed:
             info = self._info(name)
             return f"{info.file_size}-{info.CRC}-{_stamp(self.root)}"
-        return _stamp(self.root / self.prefix / name)
+        return _stamp(os.path.join(self.root, self.prefix, name))
 
     @cached_property
     def images(self) -> list[str]:
@@ -278,9 +279,9 @@ def _too_often(folder: str, real: str, times: int) -> bool:
     return times >= _MOST or real in {os.path.realpath(parent) for parent in Path(folder).parents}
 
 
-def _stamp(path: Path) -> str:
+def _stamp(path: Path | str) -> str:
     "A short text that changes when a file does; '' for one that cannot be reached."
-    try: stat = path.stat()
+    try: stat = os.stat(path)
     except OSError: return ""
     return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
 
@@ -359,7 +360,8 @@ def describe(
 ) -> Record:
     "The record of a decoded image."
     height, width, _ = pixels.shape
-    small = (image or Image.fromarray(pixels)).reduce(-(-max(width, height) // 256))  # to 256 pixels a side, or less
+    image = image or Image.fromarray(pixels)
+    small = image.reduce(-(-max(width, height) // 256))  # to 256 pixels a side, or less
     thumb = small.resize((8, 8), Image.Resampling.BOX).tobytes().hex()
     return Record(_digest(pixels), width, height, thumb=thumb, **_looks(small.convert("L")))
 
@@ -446,7 +448,7 @@ def index(
     note_use(path)
     return {name: found[name] for name in names}
 
-
+# %% ../nbs/01b_files.ipynb #327c0ece
 def _complete(files: Files, names: list[str], found: dict[str, Record]) -> bool:
     "Whether all images are known, by one scale."
     return not _by_other_scales(files, found) and all(name in found for name in names)
