@@ -8,6 +8,7 @@ __all__ = ['LABELS', 'LARGEST', 'CONVERTED', 'suffix', 'Listing', 'Files', 'Reco
 import json
 import os
 import re
+import stat
 import zipfile
 from bisect import bisect_left
 from collections import Counter, defaultdict
@@ -161,6 +162,8 @@ class Files:
         full = self.prefix + name
         return self._archive().getinfo(self._listing.stored.get(full, full))
 
+    def _path(self, name: str) -> str: return os.path.join(self.root, self.prefix, name)
+
     def __getstate__(self): return {**vars(self), "_opened": None}
 
     def read(self,
@@ -168,7 +171,7 @@ class Files:
         most: int = -1,  # bytes, from the beginning; all if negative
     ) -> bytes:
         "The content of a file. OSError if it cannot be read."
-        if not self.packed: return _read_on_disk(self.root / self.prefix / name, most)
+        if not self.packed: return _read_on_disk(self._path(name), most)
         return _read_packed(self._archive(), self._info(name), most)
 
     def image(self,
@@ -181,8 +184,7 @@ class Files:
         name: str,  # one of `images`
     ) -> bytes:
         "The content of an image file. OSError if it cannot be read, or has more than `LARGEST` bytes."
-        path = self.root / self.prefix / name
-        size = self._info(name).file_size if self.packed else path.stat().st_size
+        size = self._info(name).file_size if self.packed else os.stat(self._path(name)).st_size
         most = LARGEST / 1e9
         if size > LARGEST: raise OSError(f"its file has {size / 1e9:.1f} GB, where {most:g} are the most")
         return self.read(name)
@@ -194,7 +196,7 @@ class Files:
         if self.packed:
             info = self._info(name)
             return f"{info.file_size}-{info.CRC}-{_stamp(self.root)}"
-        return _stamp(os.path.join(self.root, self.prefix, name))
+        return _stamp(self._path(name))
 
     @cached_property
     def images(self) -> list[str]:
@@ -281,14 +283,14 @@ def _too_often(folder: str, real: str, times: int) -> bool:
 
 def _stamp(path: Path | str) -> str:
     "A short text that changes when a file does; '' for one that cannot be reached."
-    try: stat = os.stat(path)
+    try: now = os.stat(path)
     except OSError: return ""
-    return f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ctime_ns}"
+    return f"{now.st_size}-{now.st_mtime_ns}-{now.st_ctime_ns}"
 
 
-def _read_on_disk(path: Path, most: int) -> bytes:
+def _read_on_disk(path: str, most: int) -> bytes:
     "The content of a file on disk. OSError for anything else: reading a pipe would wait for ever."
-    if path.exists() and not path.is_file(): raise OSError("is no regular file")
+    if not stat.S_ISREG(os.stat(path).st_mode): raise OSError("is no regular file")
     with open(path, "rb") as file: return file.read(most)
 
 # %% ../nbs/01b_files.ipynb #b7648557

@@ -593,6 +593,33 @@ def test_a_zip_that_is_repaired_or_damaged_later_is_looked_at_again(tmp_path):
         assert sum(len(splits[name]) for name in data.NAMES) == 16 - count
 
 
+def test_a_damaged_zip_is_repaired_or_refused_and_leaves_nothing(tmp_path):
+    path, rng, outcomes = zipped(class_folders(tmp_path / "data", n=4), tmp_path / "data.zip"), random.Random(0), []
+    good = path.read_bytes()
+    for n in range(40):
+        content = bytearray(good)
+        for _ in range(5): content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        try: doctor.fix(path, tmp_path / "made" / f"{n}")
+        except CourseError as why: outcomes.append(str(why))
+        else: outcomes.append([f for f in doctor.check(tmp_path / "made" / f"{n}").errors if f.kind == "unreadable image"])
+    assert sum(outcome == [] for outcome in outcomes) > 20
+    assert all(outcome == [] or isinstance(outcome, str) and "\n" not in outcome for outcome in outcomes)
+    assert {made.name for made in (tmp_path / "made").iterdir()} == {f"{n}" for n, outcome in enumerate(outcomes) if isinstance(outcome, list)}
+
+
+def test_a_file_that_is_damaged_while_it_is_repaired_is_named(tmp_path, monkeypatch):
+    folder = class_folders(tmp_path / "data")
+    data.load(folder)
+    content = files.Files.content
+    def gone(self, name):
+        if name == "dog/3.png": raise OSError(5, "Input/output error")
+        return content(self, name)
+    monkeypatch.setattr(files.Files, "content", gone)
+    with pytest.raises(CourseError, match="'dog/3.png' cannot be read any more .Input/output error."): doctor.fix(folder, tmp_path / "made" / "out")
+    assert list((tmp_path / "made").iterdir()) == []
+
+
 def test_a_failure_that_passes_is_not_remembered(tmp_path, monkeypatch):
     folder, fails = class_folders(tmp_path / "data"), []
     whole = data.load(folder).fingerprint
@@ -686,6 +713,18 @@ def test_knock_outs_are_noticed(name, monkeypatch):
     verify()
     monkeypatch.setattr(decoding, target, broken)
     with pytest.raises(AssertionError): verify()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a program is a shell script here")
+def test_an_eps_under_the_name_of_a_jpg_starts_no_program(tmp_path):
+    program = put(tmp_path / "bin" / "gs", f"#!/bin/sh\ntouch '{tmp_path}/started'\n".encode())
+    program.chmod(0o755)
+    folder = class_folders(tmp_path / "data")
+    put(folder / "cat" / "x.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n{} loop\n")
+    code = "import sys\nfrom course_lib import doctor\nprint(doctor.check(sys.argv[1]).errors)"
+    told = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"})
+    assert "cat/x.jpg" in told.stdout and "EPS" in told.stdout and not (tmp_path / "started").exists()
 
 
 def test_formats_that_start_programs_are_never_opened():
