@@ -3,6 +3,8 @@ PYTHON      ?= python3
 CONSTRAINTS ?= constraints.txt
 PROFILE     ?= smoke
 SEEDS       ?= 5
+SEED        ?= 0
+MINUTES     ?= 20
 
 BIN   := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 # set-up is done again when one of these files has other content, or CONSTRAINTS= asks for other versions
@@ -14,7 +16,7 @@ PIP   := $(BIN)/python -m pip install --disable-pip-version-check
 export HF_HUB_DISABLE_TELEMETRY := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help run test lab notebooks baselines gpu clean
+.PHONY: help run test torture lab notebooks baselines gpu clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' Makefile | awk '{ name = $$1; $$1 = ""; printf "make %-10s%s\n", name, $$0 }'
@@ -26,6 +28,9 @@ test: $(READY)-dev ## check the code (ruff, ty), then run all tests
 	$(BIN)/ruff check
 	$(BIN)/ty check
 	$(BIN)/python -m pytest
+
+torture: $(READY)-dev ## maintainers: attacks and faults with random seeds, and what held (SEED=0 MINUTES=20)
+	$(BIN)/python tests/torture --seed $(SEED) --minutes $(MINUTES)
 
 lab: $(READY) ## write the lessons to my-course/, where what you wrote stays, and open the first in JupyterLab
 	$(BIN)/course student my-course

@@ -1,4 +1,4 @@
 "The command `course` as `python -m course_lib`."
-from course_lib.cli import main
+from course_lib.stopping import start
 
-raise SystemExit(main())
+start()

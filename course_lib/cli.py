@@ -2,15 +2,16 @@
 
 # %% auto #0
 __all__ = ['PATHS', 'SPEC', 'CONDITIONS', 'argument_comments', 'add_options', 'option_type', 'data_list', 'refuse_unknown',
-           'data_check', 'data_render', 'train', 'tell', 'train_list', 'untrained', 'learnt_from_valid',
+           'data_check', 'data_render', 'train', 'trained_into', 'tell', 'train_list', 'untrained', 'learnt_from_valid',
            'evaluate_bundle', 'other_scales', 'score_table', 'predict', 'images_at', 'kinds_of', 'opened', 'make_room',
-           'predict_batch', 'predict_boxes', 'drawn_file', 'save_image', 'likely', 'as_line', 'cache_show',
+           'write_out', 'predict_batch', 'predict_boxes', 'drawn_file', 'save_image', 'likely', 'as_line', 'cache_show',
            'cache_clear', 'cache_table', 'student_edition', 'notebooks_run', 'Parser', 'make_parser', 'natural',
-           'named_model', 'run', 'Speaker', 'main']
+           'named_model', 'run', 'Harmless', 'Speaker', 'main']
 
 # %% ../nbs/91b_cli.ipynb #978519c2
 import argparse
 import inspect
+import io
 import json
 import logging
 import os
@@ -30,15 +31,18 @@ from course_lib.core import (
     import_file,
     layouts,
     log,
-    model_in,
     models,
     networks,
+    of_torchrun,
+    only_one,
+    open_both,
     open_bundle,
     printable,
     progress,
     sources,
     within,
     writable_bundle,
+    write_whole,
 )
 
 # %% ../nbs/91b_cli.ipynb #557b1ae3
@@ -118,7 +122,7 @@ def data_check(args) -> int:
     if args.fix is not None:
         if not args.fix: raise CourseError("--fix needs the name of a new folder")
         left = check(fix(args.data, args.fix))
-        print(f"wrote {args.fix}: {len(left.errors)} errors left", file=sys.stderr)
+        print(printable(f"wrote {args.fix}: {len(left.errors)} errors left"), file=sys.stderr)
     return 1 if diagnosis.errors else 0
 
 # %% ../nbs/91b_cli.ipynb #c30a4afb
@@ -131,15 +135,25 @@ def data_render(args) -> int:
         "streets", seed=args.seed, **{name: value for name, value in wanted.items() if value is not None}
     )
     write_splits(splits, args.format, args.out)
-    print(f"wrote {args.out}: {splits}")
+    print(printable(f"wrote {args.out}: {splits}"))
     return 0
 
 # %% ../nbs/91b_cli.ipynb #21beb39c
 def train(args) -> int:
     "Train a model and save it as a bundle."
-    from course_lib.data import load
     refuse_unknown(args.data)
     function, out = models[args.model], writable_bundle(args.out)
+    if of_torchrun("RANK"): return trained_into(out, function, args)
+    with only_one(out): return trained_into(out, function, args)
+
+# %% ../nbs/91b_cli.ipynb #01388bfc
+def trained_into(
+    out: Path,           # the bundle to write
+    function: Callable,  # of `models`
+    args,
+) -> int:
+    "Train and save; under torchrun the first process saves."
+    from course_lib.data import load
     splits = load(args.data, seed=args.seed)
     tell(splits)
     taken = inspect.signature(function).parameters
@@ -153,13 +167,13 @@ def train(args) -> int:
     started = time.perf_counter()
     predictor = function(splits, **asked, **where)
     seconds = round(time.perf_counter() - started, 2)
-    if int(os.environ.get("RANK", 0)): return 0  # under torchrun the first process saves
+    if of_torchrun("RANK"): return 0
     metrics = dict(
         train_seconds=seconds, **{k: v for k, v in predictor.about.items() if k.startswith("valid_")}
     )
     predictor.save(out, architecture=args.model, arguments=free | asked, seed=args.seed, metrics=metrics,
                    data=dict(spec=args.data, fingerprint=splits.fingerprint, scales=splits.scales))
-    print(f"trained {args.model} in {seconds:.1f} s; saved in {args.out}")
+    print(printable(f"trained {args.model} in {seconds:.1f} s; saved in {args.out}"))
     return 0
 
 # %% ../nbs/91b_cli.ipynb #f6add326
@@ -212,8 +226,8 @@ def evaluate_bundle(args) -> int:
     from course_lib.data import load
     from course_lib.combine import reorder_classes, to_measure
     from course_lib.specs import is_path, parse_spec
-    bundle = open_bundle(args.bundle)
-    predictor, meta = model_in(bundle), bundle.meta
+    bundle, predictor = open_both(args.bundle)
+    meta = bundle.meta
     how = dict(rare="keep") if is_path(parse_spec(args.data, 0, {})[0]) else {}  # some classes are enough
     splits = load(args.data, seed=meta.get("seed", 0) if args.seed is None else args.seed, **how)
     if predictor.task != splits.task:
@@ -285,8 +299,8 @@ def score_table(
 # %% ../nbs/91b_cli.ipynb #20946a99
 def predict(args) -> int:
     "Say what is on an image, or on all images of a folder or zip; 2 if none can be read."
-    bundle = open_bundle(args.bundle)
-    predictor, scales = model_in(bundle), bundle.meta.get("data", {}).get("scales")
+    bundle, predictor = open_both(args.bundle)
+    scales = bundle.meta.get("data", {}).get("scales")
     boxes = hasattr(predictor, "detect")
     if args.draw and not boxes:
         raise CourseError("--draw is for detectors: this bundle says what is on an image, not where")
@@ -307,7 +321,7 @@ def predict(args) -> int:
         results += (predict_boxes(predictor, image_of, some, drawn, args.top_k, args.threshold) if boxes else
                     predict_batch(predictor, image_of, some, args.top_k, args.threshold))
     seconds = time.perf_counter() - started
-    if args.out: Path(args.out).write_text(json.dumps(results, indent=2), encoding="utf-8")
+    if args.out: write_out(Path(args.out), json.dumps(results, indent=2).encode())
     else: print("\n".join(map(as_line, results)))
     unread = sum("error" in row for row in results)
     print(f"{len(results)} images in {seconds:.1f} s ({len(results) / seconds:.0f} images/s)"
@@ -370,13 +384,28 @@ def make_room(
     is read, or a folder."""
     root, model = Path(path).expanduser(), Path(bundle).expanduser().resolve()
     read = {root.resolve(), *((root / name).resolve() for name in names)}
+    same = {_identity(path) for path in read if path.exists()}  # of hard links, too
     for target in targets:
         if model in target.resolve().parents:
             raise CourseError(f"'{target}' is in the bundle: choose another place to write to")
-        if target.resolve() in read:
+        if target.resolve() in read or target.exists() and _identity(target) in same:
             raise CourseError(f"'{target}' is one of the originals: choose another place to write to")
         if target.is_dir(): raise CourseError(f"'{target}' is a folder: choose a name for a file")
         target.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_out(
+    path: Path,
+    content: bytes,
+) -> None:
+    "Write a file, whole; or to a device or a pipe, such as /dev/stdout, which stays what it is."
+    if path.exists() and not path.is_file(): path.write_bytes(content)
+    else: write_whole(path, content)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    "What two names of one file have in common."
+    return path.stat().st_dev, path.stat().st_ino
 
 # %% ../nbs/91b_cli.ipynb #7aa2915a
 def predict_batch(
@@ -449,10 +478,12 @@ def save_image(
     image: np.ndarray,  # uint8 [H, W, 3]
     path: Path,
 ) -> None:
-    "Write an image, and the folders above it."
+    "Write an image, whole, and the folders above it."
     from PIL import Image
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, quality=90)
+    memory = io.BytesIO()
+    kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
+    Image.fromarray(image).save(memory, kind, quality=90)
+    write_whole(path, memory.getvalue())
 
 # %% ../nbs/91b_cli.ipynb #49fadc1d
 def likely(
@@ -525,10 +556,10 @@ def student_edition(args) -> int:
     from course_lib.notebooks import write_student
     new, kept = write_student(args.out)
     print(
-        f"wrote {len(new)} notebooks to {args.out}"
+        f"wrote {len(new)} notebooks to {printable(args.out)}"
         + (f", left {len(kept)} of yours as they are" if kept else "")
     )
-    print(f"open {Path(args.out) / '00_start.ipynb'} in JupyterLab")
+    print(printable(f"open {Path(args.out) / '00_start.ipynb'} in JupyterLab"))
     return 0
 
 
@@ -547,7 +578,7 @@ class Parser(argparse.ArgumentParser):
     "An argument parser whose errors are one line."
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+        self.exit(2, printable(f"{self.prog}: {message}; see `{self.prog} --help`") + "\n")
 
 # %% ../nbs/91b_cli.ipynb #c1211348
 def make_parser(
@@ -734,6 +765,19 @@ def run(
         raise CourseError("train what? `course train --list` shows the models")
     return args.command(args)
 
+# %% ../nbs/91b_cli.ipynb #c1675fa3
+class Harmless:
+    "A stream that a terminal does not obey."
+    bar = re.compile(r"\r[^\x00-\x1f\x7f-\x9f]*|(?:\n|\x1b\[A)*")  # what tqdm writes
+
+    def __init__(self, stream): self.stream = stream
+
+    def write(self, text):
+        is_bar = self.stream is not sys.__stdout__ and self.bar.fullmatch(text)
+        return self.stream.write(text if is_bar else "\n".join(map(printable, text.split("\n"))))
+
+    def __getattr__(self, name): return getattr(self.stream, name)
+
 
 class Speaker(logging.Handler):
     "Shows what the library has to say on standard error, as it is at that moment."
@@ -749,9 +793,11 @@ def main(
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     if not any(isinstance(handler, Speaker) for handler in log.handlers): log.addHandler(Speaker())
     log.setLevel(logging.INFO)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream and Harmless(stream) for stream in before)
     try:
         status = run(argv)
-        sys.stdout.flush()  # here, not at the end of the process, a reader who has left is met
+        if sys.stdout: sys.stdout.flush()  # here, not at the end of the process, a reader who has left is met
         return status
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
@@ -762,3 +808,4 @@ def main(
     except KeyboardInterrupt:
         print("course: stopped", file=sys.stderr)
         return 130
+    finally: sys.stdout, sys.stderr = before

@@ -2,12 +2,15 @@
 
 # %% auto #0
 __all__ = ['log', 'sources', 'readers', 'layouts', 'networks', 'models', 'formats', 'evaluators', 'progress', 'RESULT', 'BUNDLE',
-           'printable', 'CourseError', 'within', 'Registry', 'home_of', 'library_sources', 'load_plugins',
-           'import_file', 'peak_memory', 'report', 'home', 'build_once', 'Bundle', 'checksum', 'digest', 'versions',
-           'save_bundle', 'writable_bundle', 'open_bundle', 'open_model', 'model_in']
+           'printable', 'CourseError', 'within', 'of_torchrun', 'Registry', 'home_of', 'library_sources',
+           'load_plugins', 'import_file', 'peak_memory', 'report', 'beside', 'discard', 'writing', 'whole',
+           'write_whole', 'home', 'build_once', 'only_one', 'Bundle', 'checksum', 'digest', 'versions', 'save_bundle',
+           'writable_bundle', 'open_bundle', 'most_bytes', 'open_model', 'open_both', 'model_in']
 
 # %% ../nbs/00b_core.ipynb #65359c29
+import ctypes
 import difflib
+import errno
 import hashlib
 import json
 import logging
@@ -16,6 +19,8 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
@@ -27,7 +32,7 @@ from pathlib import Path
 
 # %% ../nbs/00b_core.ipynb #c5d920a7
 import psutil
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_dir
 from tqdm import tqdm
 import course_lib
@@ -36,13 +41,18 @@ import course_lib
 log = logging.getLogger("course_lib")  # for what the library has to say; the command line prints it
 
 
+# C0 and C1 controls, line and paragraph separators, and what reverses the direction of writing
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
 def printable(
     text: str,  # such as the name of a file, which may hold any character
 ) -> str:
-    "The text on one line: a line break or another control character stands as Python writes it, `\\n`."
-    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
+    """The text on one line, and as harmless as it looks: a line break or another control character stands as
+    Python writes it, `\\n`. A terminal would obey it."""
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
-
+# %% ../nbs/00b_core.ipynb #5c863255
 class CourseError(Exception):
     "Something the user can put right: the message says in one line what is wrong and what to do."
 
@@ -58,6 +68,15 @@ def within(
     for name, value in values.items():
         if isinstance(value, Real) and low <= value <= high: continue
         raise CourseError(f"{name}={value}: use a number from {low:g} to {high:g}")
+
+# %% ../nbs/00b_core.ipynb #ed9d24e3
+def of_torchrun(
+    name: str,  # RANK: the number of this process, from 0; or WORLD_SIZE: how many there are
+) -> int:
+    "What torchrun says in the environment; without it, 0 and 1. CourseError for what is no number."
+    said = os.environ.get(name, dict(RANK="0", WORLD_SIZE="1")[name])
+    if said.isdecimal(): return int(said)
+    raise CourseError(f"the environment says {name}={said}: torchrun sets a whole number, or unset it")
 
 # %% ../nbs/00b_core.ipynb #c3653525
 class Registry(dict):
@@ -224,9 +243,86 @@ def _rounded(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 # %% ../nbs/00b_core.ipynb #2f80035b
+def beside(
+    path: Path,  # of a file or a folder that is going to be made
+) -> Path:
+    """A free name for it in the same folder, until it is complete. What killed processes left there under
+    such names is removed."""
+    start = f".{path.name[:100]}."  # a name may have 255 bytes
+    for old in path.parent.glob("*.part") if path.parent.is_dir() else ():
+        process = re.fullmatch(re.escape(start) + r"(\d+)-[0-9a-f]{12}\.part", old.name)
+        if process and not psutil.pid_exists(int(process[1])): discard(old)
+    return path.with_name(f"{start}{os.getpid()}-{os.urandom(6).hex()}.part")
+
+
+def discard(
+    path: Path,  # of a file or a folder of ours; it may be gone
+) -> None:
+    "Remove it, if that is possible."
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
+    else: path.unlink(missing_ok=True)
+
+# %% ../nbs/00b_core.ipynb #3a46b05b
+_FULL, _FORBIDDEN = "free some space, or choose a place on another disk", "choose a place where you may write"
+_REMEDIES = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL, errno.EACCES: _FORBIDDEN,
+             errno.EPERM: _FORBIDDEN, errno.EROFS: _FORBIDDEN, errno.ENOTDIR: "choose another place"}
+
+
+@contextmanager
+def writing(
+    path: Path,        # what is written
+    remedy: str = "",  # what helps if it cannot be, where that is known better
+) -> Iterator[None]:
+    "A full disk or a forbidden place becomes a CourseError that says what to do."
+    try: yield
+    except OSError as why:
+        if why.errno not in _REMEDIES or not _concerns(why, Path(path)): raise
+        what = f"'{why.filename or path}' cannot be written ({os.strerror(why.errno).lower()})"
+        raise CourseError(f"{what}: {remedy or _REMEDIES[why.errno]}") from why
+
+# %% ../nbs/00b_core.ipynb #74edc7c6
+def _concerns(why: OSError, path: Path) -> bool:
+    "Whether an error is one of writing to `path`, not of something that was read meanwhile."
+    if not why.filename: return True
+    other = Path(os.fsdecode(why.filename))
+    return path.is_relative_to(other) or other.is_relative_to(path.parent)
+
+# %% ../nbs/00b_core.ipynb #f111b203
+@contextmanager
+def whole(
+    path: Path,  # a file, made or replaced
+) -> Iterator[Path]:
+    "Where to write it. It takes its place when the block ends; after an error nothing has changed."
+    part = beside(path)
+    try:
+        yield part
+        os.replace(part, path)
+    finally: discard(part)
+
+
+def write_whole(
+    path: Path,
+    content: bytes,
+) -> None:
+    "Write a file, with its folder. CourseError for a full disk or a forbidden place: the old file stays."
+    path = Path(os.path.realpath(path))  # a link stays, and leads to the new content
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as part, open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+# %% ../nbs/00b_core.ipynb #4dcd3a1a
+_HOME = "set COURSE_HOME to a folder with more room where you may write"
+
+
 def home() -> Path:
     "Where downloads and caches are: `$COURSE_HOME`, `datasets/` of the checkout, or the user's cache folder."
-    if named := os.environ.get("COURSE_HOME"): return Path(named).expanduser()
+    if named := os.environ.get("COURSE_HOME"):
+        try: return Path(named).expanduser()
+        except RuntimeError: why = f"COURSE_HOME={named}: there is no such user: {_HOME}"
+        raise CourseError(why)
     checkout = Path(course_lib.__file__).resolve().parent.parent
     datasets = checkout / "datasets"
     if (checkout / "settings.ini").is_file() and datasets.is_dir(): return datasets
@@ -237,16 +333,33 @@ def build_once(
     path: Path,   # the file to make
     write,        # write(temporary_path) makes its content; called only when `path` does not exist
 ) -> Path:
-    "`path`. If it does not exist, `write` makes it, atomically, in one process while others wait."
+    "`path`. If it does not exist, `write` makes it, whole, in one process while others wait."
     path = Path(path)
     if path.exists(): return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            part = path.with_name(path.name + ".part")
-            write(part)
-            os.replace(part, path)
+    with writing(path, _HOME):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                with whole(path) as part: write(part)
     return path
+
+# %% ../nbs/00b_core.ipynb #3a91ab09
+@contextmanager
+def only_one(
+    path: Path,  # what is going to be written
+) -> Iterator[None]:
+    "CourseError if another process of this computer is in such a block for the same path."
+    name = hashlib.sha1(os.fsencode(Path(path).resolve())).hexdigest()[:20]
+    folder = home() / "locks"
+    with writing(folder, _HOME):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{name}.lock", timeout=0)
+        try: lock.acquire()
+        except Timeout:
+            busy = f"another process is writing to '{path}': wait for it, or choose another place"
+            raise CourseError(busy) from None
+    try: yield
+    finally: lock.release()
 
 # %% ../nbs/00b_core.ipynb #ab27d289
 @dataclass(frozen=True)
@@ -257,7 +370,7 @@ class Bundle:
 
 
 BUNDLE = 2  # the version of the layout described here
-_REQUIRED = ("architecture", "format", "classes", "task", "input_size", "files", "digest")
+_REQUIRED = dict(architecture=str, format=str, classes=list, task=str, input_size=int, files=dict, digest=str)
 
 
 def checksum(
@@ -294,21 +407,62 @@ def save_bundle(
     meta: dict,    # architecture, format, classes, task, input_size, and whatever else describes the model
     write,         # write(folder) puts the model's files there
 ) -> Path:
-    "Write a bundle atomically: beside `folder`, then renamed. CourseError as from `writable_bundle`."
+    """Write a bundle, whole: until it is complete, an earlier one stays.
+
+    CourseError as from `writable_bundle`, for a full disk, and for a description that `open_bundle` would
+    refuse."""
     folder = writable_bundle(folder)
-    part = folder.with_name(f".{folder.name}.part")
-    old = folder.with_name(f".{folder.name}.old")
-    for leftover in (part, old): shutil.rmtree(leftover, ignore_errors=True)
-    part.mkdir(parents=True)
-    write(part)
-    checksums = {path.name: checksum(path) for path in sorted(part.iterdir())}
-    whole = {"bundle": BUNDLE, **meta, "files": checksums}
-    whole["digest"] = digest(whole)
-    (part / "model.json").write_text(json.dumps(whole, indent=2), encoding="utf-8")
-    if folder.exists(): folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    part = beside(folder)
+    try:
+        with writing(folder):
+            part.mkdir(parents=True)
+            write(part)
+            checksums = {path.name: checksum(path) for path in sorted(part.iterdir())}
+            described = {"bundle": BUNDLE, **meta, "files": checksums}
+            described["digest"] = digest(described)
+            why = _unfit(json.loads(json.dumps(described)))
+            if why: raise CourseError(f"this model cannot be saved: {why}")
+            (part / "model.json").write_text(json.dumps(described, indent=2), encoding="utf-8")
+            _take_place(part, folder)
+    finally: discard(part)
     return folder
+
+# %% ../nbs/00b_core.ipynb #0972a8d6
+def _take_place(new: Path, old: Path) -> None:
+    "Let the folder `new` take the place of `old`; afterwards `new` is what was there before, or gone."
+    if _must_stay(old): return _move_into(new, old)
+    if old.is_dir() and not any(old.iterdir()): old.rmdir()
+    if not old.exists(): os.rename(new, old)
+    elif not _exchange(new, old): _replace_in_two_steps(new, old)
+
+
+def _replace_in_two_steps(new: Path, old: Path) -> None:
+    "With a gap between them, where a system has no better way."
+    away = beside(old)
+    old.rename(away)
+    new.rename(old)
+    discard(away)
+
+# %% ../nbs/00b_core.ipynb #faf4c4e7
+def _must_stay(folder: Path) -> bool:
+    "Whether a folder is a mount point, or one that this process stands in: another cannot take its place."
+    return folder.is_dir() and (os.path.ismount(folder) or Path.cwd().is_relative_to(folder))
+
+
+def _move_into(new: Path, empty: Path) -> None:
+    "Move the files of a folder into an empty one, the description last."
+    for path in sorted(new.iterdir(), key=_is_description): shutil.move(path, empty / path.name)
+
+
+def _is_description(path: Path) -> bool: return path.name == "model.json"
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    "Let two folders change names in one step. False where the system cannot do that."
+    if sys.platform != "linux": return False
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, both = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return swap is not None and swap(here, os.fsencode(one), here, os.fsencode(other), both) == 0
 
 # %% ../nbs/00b_core.ipynb #532edd0e
 def writable_bundle(
@@ -316,75 +470,176 @@ def writable_bundle(
 ) -> Path:
     """The absolute path of `folder`, if a bundle can be saved there. Ask before a long training run.
 
-    CourseError for a file, for a folder that holds anything but a bundle, and where writing fails."""
-    folder = Path(folder).expanduser().resolve()
-    if folder.is_file(): raise CourseError(f"'{folder}' is a file: choose another folder for the bundle")
+    CourseError for what is no folder, for a folder that holds anything but a bundle or that others stand in,
+    and where writing fails."""
+    try: folder = Path(folder).expanduser().resolve()
+    except RuntimeError as why: raise CourseError(f"'{folder}': {why}") from None
+    def refuse(why, what="a new or empty folder"): return CourseError(f"'{folder}' {why}: choose {what}")
+    if folder.is_file(): raise refuse("is a file", "another folder for the bundle")
+    if folder.exists() and not folder.is_dir(): raise refuse("is a device or a pipe", "a folder")
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if inside and not (ours := _listed(folder)):
-        raise CourseError(f"'{folder}' holds other files and is not a bundle: choose a new or empty folder")
+    if inside and not (ours := _listed(folder)): raise refuse("holds other files and is not a bundle")
     if inside and (others := sorted(inside - ours)):
-        raise CourseError(f"'{folder}' is a bundle with other files in it ({others[0]}), "
-                          "which would be lost: choose another folder")
-    trial = folder.with_name(f".{folder.name}.part")
-    try: trial.mkdir(parents=True, exist_ok=True)
+        raise refuse(f"is a bundle with other files in it ({others[0]}) that would be lost", "another folder")
+    if inside and _must_stay(folder): raise refuse("is a mount point or the folder you are in")
+    try: _try_writing(beside(folder))
     except OSError as why:
         raise CourseError(f"nothing can be written beside '{folder}' ({why.strerror}): "
                           "choose another folder") from None
-    shutil.rmtree(trial, ignore_errors=True)
     return folder
+
+# %% ../nbs/00b_core.ipynb #9e0babc6
+def _try_writing(trial: Path) -> None:
+    "Make a folder, as a bundle would be made. OSError if that cannot be done."
+    above = [folder for folder in trial.parents if not folder.exists()]
+    trial.mkdir(parents=True)
+    for folder in (trial, *above): folder.rmdir()
 
 # %% ../nbs/00b_core.ipynb #74ad21b8
 def _listed(
     folder: Path,  # perhaps a bundle
 ) -> set[str]:
     "The files that belong to a bundle, even to a damaged one; none if the folder is something else."
-    try: meta = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError): return set()
-    if not isinstance(meta, dict) or "bundle" not in meta: return set()
+    meta = _description(folder) or {}
+    if "bundle" not in meta: return set()
     return {"model.json", *(meta["files"] if isinstance(meta.get("files"), dict) else ())}
 
 # %% ../nbs/00b_core.ipynb #260465a5
+_MOST_CLASSES, _LONGEST, _LARGEST = 100_000, 1000, 4096  # classes; characters of a name; pixels of a side
+
+
+def _unfit(meta: dict) -> str:  # the content of a model.json
+    "What is wrong with a description, or ''."
+    missing = [key for key in _REQUIRED if key not in meta]
+    if missing: return f"model.json lacks {', '.join(missing)}"
+    wrong = [key for key, kind in _REQUIRED.items() if type(meta[key]) is not kind]
+    if wrong: return f"{wrong[0]} in model.json is not of the type {_REQUIRED[wrong[0]].__name__}"
+    classes, files = meta["classes"], meta["files"]
+    if not 1 <= len(classes) <= _MOST_CLASSES: return f"it has {len(classes)} classes"
+    if not all(isinstance(name, str) and 1 <= len(name) <= _LONGEST for name in classes):
+        return f"the name of a class is no text of 1 to {_LONGEST} characters"
+    if len(set(classes)) < len(classes): return "two of its classes have one name"
+    if not 1 <= meta["input_size"] <= _LARGEST: return f"input_size={meta['input_size']}: at most {_LARGEST}"
+    if not files: return "it lists no files"
+    outside = [name for name in files if Path(name).name != name or "\\" in name]
+    return f"it names a file outside the bundle: {outside[0]}" if outside else ""
+
+# %% ../nbs/00b_core.ipynb #64e00b39
 def open_bundle(
     folder: Path,  # a folder written by `save_bundle`
 ) -> Bundle:
     "The bundle in `folder`, checked; executes nothing. CourseError if it is foreign, altered or too new."
+    return _of_one_time(folder, _opened)
+
+
+def _of_one_time(folder: Path, work):
+    "What work(folder) finds in a bundle; once more if the bundle was replaced meanwhile."
+    for _ in range(20):
+        before = _said(folder)
+        try: found = work(folder)
+        except CourseError:
+            if _said(folder) == before: raise
+        else:
+            if _said(folder) == before: return found
+    raise CourseError(f"'{folder}' is replaced all the time: copy it first")
+
+
+def _said(folder: Path) -> bytes:
+    "The bytes of a bundle's description; none if it is not there."
+    try: return (Path(folder) / "model.json").read_bytes()
+    except OSError: return b""
+
+
+# %% ../nbs/00b_core.ipynb #4801b4e2
+def _opened(folder: Path) -> Bundle:  # as `open_bundle`
     folder = Path(folder)
     def refuse(why): return CourseError(f"'{folder}' is not a usable bundle: {why}")
     again = "copy or train it again"
     if not folder.is_dir(): raise refuse("there is no such folder; `course train` makes one")
-    if not (folder / "model.json").is_file(): raise refuse("it has no model.json; `course train` makes one")
-    try: meta = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    except (ValueError, RecursionError): raise refuse(f"its model.json is damaged; {again}") from None
-    if not isinstance(meta, dict) or "bundle" not in meta:
-        raise refuse("its model.json was written by another program")
+    meta = _description(folder)
+    if meta is None: raise refuse("it has no model.json; `course train` makes one")
+    if not meta: raise refuse(f"its model.json is damaged; {again}")
+    if "bundle" not in meta: raise refuse("its model.json was written by another program")
     if meta["bundle"] != BUNDLE:
         raise refuse(f"its layout is version {meta['bundle']}, this library reads {BUNDLE}")
-    missing = [key for key in _REQUIRED if key not in meta]
-    if missing: raise refuse(f"model.json lacks {', '.join(missing)}")
+    if why := _unfit(meta): raise refuse(why)
     if digest(meta) != meta["digest"]: raise refuse(f"its model.json was altered; {again}")
-    if not isinstance(meta["files"], dict): raise refuse(f"its list of files is damaged; {again}")
+    sizes = {name: (folder / name).stat().st_size for name in meta["files"] if (folder / name).is_file()}
+    missing = sorted(meta["files"].keys() - sizes)
+    if missing: raise refuse(f"{missing[0]} is missing; copy it again")
+    if sum(sizes.values()) > most_bytes():
+        size = f"{sum(sizes.values()) / 1e9:.1f} GB"
+        raise refuse(f"its files have {size}: if you trust it, set COURSE_MOST_GB to more")
     for name, expected in meta["files"].items():
-        if Path(name).name != name: raise refuse(f"it names a file outside the bundle: {name}")
-        if not (folder / name).is_file(): raise refuse(f"{name} is missing; copy it again")
         if checksum(folder / name) != expected:
             raise refuse(f"{name} is truncated or was altered; copy it again")
     return Bundle(folder, meta)
+
+# %% ../nbs/00b_core.ipynb #147df924
+def most_bytes() -> float:
+    "How large the files of a bundle may be: `$COURSE_MOST_GB`, or 4 GB."
+    said = os.environ.get("COURSE_MOST_GB", "4")
+    try: return float(said) * 1e9
+    except ValueError: raise CourseError(f"COURSE_MOST_GB={said}: use a number") from None
+
+
+def _description(folder: Path) -> dict | None:
+    "What a folder's model.json holds: None without such a file, {} if it cannot be understood."
+    path = folder / "model.json"
+    if not path.is_file(): return None
+    try: meta = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size < 2**25 else {}
+    except (ValueError, RecursionError): return {}
+    return meta if isinstance(meta, dict) else {}
 
 # %% ../nbs/00b_core.ipynb #6c98586c
 def open_model(
     folder: Path,  # a bundle
 ):
     "The trained predictor in a bundle, whatever its architecture. CourseError if the bundle is unusable."
-    return model_in(open_bundle(folder))
+    return open_both(folder)[1]
 
 
+def open_both(
+    folder: Path,  # a bundle
+) -> tuple[Bundle, object]:
+    "The bundle and the predictor in it, both of one time. CourseError if the bundle is unusable."
+    return _of_one_time(folder, _both)
+
+
+def _both(folder: Path) -> tuple[Bundle, object]:
+    bundle = _opened(folder)
+    return bundle, model_in(bundle)
+
+# %% ../nbs/00b_core.ipynb #1fd99c32
 def model_in(
     bundle: Bundle,  # from `open_bundle`
 ):
     "The trained predictor in an opened bundle. CourseError if no model can be made of it."
-    try: return formats[bundle.meta["format"]](bundle)
+    try: predictor = formats[bundle.meta["format"]](bundle)
     except CourseError: raise
-    except Exception as error:  # a description that somebody made up may fail anywhere
-        first_line = next(iter(str(error).splitlines()), "")
-        raise CourseError(f"'{bundle.folder}' is not a usable bundle: no model can be made of it "
-                          f"({type(error).__name__}: {first_line})") from error
+    except Exception as error: raise _unusable(bundle, error) from error  # what somebody made up may fail anywhere
+    try: _try_out(predictor, bundle.meta)
+    except Exception as error: raise _unusable(bundle, error) from error
+    return predictor
+
+
+def _unusable(bundle: Bundle, error: Exception) -> CourseError:
+    why = next(iter(str(error).splitlines()), "")
+    if not isinstance(error, CourseError): why = f"{type(error).__name__}: {why}"
+    return CourseError(f"'{bundle.folder}' is not a usable bundle: no model can be made of it ({why})")
+
+# %% ../nbs/00b_core.ipynb #377232ba
+def _try_out(predictor, meta: dict) -> None:
+    "Predict on one black image. ValueError if the answer is not one for these classes."
+    import numpy as np
+    K, side = len(meta["classes"]), meta["input_size"]
+    black = np.zeros((1, side, side, 3), np.uint8)
+    if hasattr(predictor, "detect"):
+        labels, scores = (np.asarray(predictor.detect([black[0]])[0][key]) for key in ("labels", "scores"))
+        fits = ((labels >= 1) & (labels <= K)).all() and np.isfinite(scores).all()
+    elif hasattr(predictor, "predict_proba"):
+        answer = predictor.predict_proba(black)
+        fits = answer.shape == (1, K) and ((answer >= 0) & (answer <= 1 + 1e-6)).all()
+    else: return
+    if not fits: raise ValueError(f"its answer to a black image is not one for {K} classes")
+

@@ -8,7 +8,6 @@ __all__ = ['fast_type', 'threads', 'share', 'as_float', 'own_randomness', 'seed_
 # %% ../nbs/00c_device.ipynb #db1ffb76
 import atexit
 import ctypes
-import os
 import random
 import sys
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.optim.swa_utils import AveragedModel
-from .core import CourseError
+from .core import CourseError, of_torchrun
 
 # %% ../nbs/00c_device.ipynb #280f4b41
 def fast_type(
@@ -113,7 +112,7 @@ def make_accelerator(
     chosen = best_precision(device) if precision == "auto" else precision
     if chosen == "fp16" and device != "cuda":
         raise CourseError("fp16 needs a GPU with cuda: use bf16, fp32 or auto")
-    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    alone = of_torchrun("WORLD_SIZE") == 1
     if not alone: atexit.register(_leave)
     with _own_accelerate_state(alone):
         yield Accelerator(cpu=device == "cpu", mixed_precision="no" if chosen == "fp32" else chosen)

@@ -7,7 +7,6 @@ __all__ = ['joins', 'ConcatBackbones', 'at_logits', 'MLPHead', 'regularized', 'S
 # %% ../nbs/11_ensembles.ipynb #5f5d1822
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -211,7 +210,6 @@ def learn_ensemble(
     model.to(device_of(job.device))  # the votes and the meta-learner, and members that were read from files
     if len(splits.valid):
         model.fit(member_log_probs(model, splits.valid, job.input_size), np.array(splits.valid.targets))
-    for path in Path(job.folder).glob("member-*/done.pt") if job.folder else (): path.unlink(missing_ok=True)
     return joined(done)
 
 # %% ../nbs/11_ensembles.ipynb #d0e70bc9

@@ -203,7 +203,7 @@ def extract(
 class Features(TransformerMixin, BaseEstimator):
     """First step of a scikit-learn pipeline: uint8 images [N, H, W, 3] in, float32 features [N, D] out.
 
-    Reads memory-mapped arrays chunk by chunk. All parameters are plain values, so skops can save it."""
+    Reads memory-mapped arrays chunk by chunk. All parameters are plain values, which a file can hold."""
     def __init__(self,
         names: tuple[str, ...] = ("hog", "lbp", "color"),  # which features, in this order
         options: dict[str, dict] | None = None,  # for each feature: {"hog": {"orientations": 12}}

@@ -15,7 +15,8 @@ from typing import ClassVar, Literal, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from course_lib.core import (
     Bundle,
@@ -33,7 +34,7 @@ from .data import DETECTION, MULTI, SINGLE, Splits, pixels, to_float
 from .combine import concat
 from .evaluation import temperature
 from .training import LEAST, Recipe
-from .loop import History, Job, learn, make_task, reserve
+from .loop import History, Job, forget, learn, make_task, reserve
 from .options import NAMED, OF_RECIPES, Idle, refuse_idle
 
 # %% ../nbs/05c_predictors.ipynb #9129a898
@@ -52,6 +53,7 @@ class Saved:
     "A trained network that goes to disk and back with all its fields."
     model: nn.Module
     bundle_format: ClassVar[str]  # in `formats`
+    run_folder: ClassVar[Path | None] = None  # with the states of its training, until it is saved
 
     def __post_init__(self):
         """One memory layout, made or reopened: the order of float32 sums depends on it, and so do their
@@ -72,7 +74,10 @@ class Saved:
         own = {key: getattr(self, name) for name, key in self._keys().items()}
         own |= dict(format=self.bundle_format, versions=versions("torch", "safetensors"))
         state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
-        return save_bundle(folder, meta | own, lambda part: save_file(state, part / "weights.safetensors"))
+        def write(part): (part / "weights.safetensors").write_bytes(save(state))
+        folder = save_bundle(folder, meta | own, write)
+        if self.run_folder: forget(self.run_folder)
+        return folder
 
     @classmethod
     def load(cls: type[Own],
@@ -91,7 +96,8 @@ class Saved:
 
 # %% ../nbs/05c_predictors.ipynb #b29fd95c
 def _rebuilt(bundle: Bundle) -> nn.Module:
-    "The network of a bundle with its weights, on the best device."
+    """The network of a bundle with its weights, on the best device. First it is built without memory for its
+    numbers: what a description declares must be what the weights' file holds."""
     meta = bundle.meta
     try: build = networks[meta["architecture"]]
     except CourseError as why:
@@ -99,10 +105,25 @@ def _rebuilt(bundle: Bundle) -> nn.Module:
             f"'{bundle.folder}': {why}; if the network is your own, import its file first: `course --import "
             "FILE ...`, or `import_file` of course_lib.core"
         ) from None
+    weights = bundle.folder / "weights.safetensors"
+    with torch.device("meta"): shell = build(len(meta["classes"]), **meta["network"])
+    if why := _mismatch(shell, weights): raise RuntimeError(why)
     model = build(len(meta["classes"]), **meta["network"])
-    model.load_state_dict(load_file(bundle.folder / "weights.safetensors"))
+    model.load_state_dict(load_file(weights))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval()
+
+# %% ../nbs/05c_predictors.ipynb #4a7ff514
+def _mismatch(shell: nn.Module, weights: Path) -> str:
+    "What differs between the tensors of a network and those in a file, by name and shape; or ''."
+    wanted = {name: tuple(value.shape) for name, value in shell.state_dict().items()}
+    with safe_open(weights, "pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            here, there = found.get(name, "missing"), wanted.get(name, "unknown")
+            return f"{name} is {here} in the file, {there} in the network"
+    return ""
 
 # %% ../nbs/05c_predictors.ipynb #4ca653b2
 @dataclass
@@ -345,6 +366,7 @@ def train_network(
     history = architecture.learn(job, **how)
     trained = predictors[splits.task](architecture, job, arguments, history, **finally_)
     if architecture.finish: architecture.finish(trained, splits)
+    trained.run_folder = folder
     return trained
 
 # %% ../nbs/05c_predictors.ipynb #1212695d

@@ -23,6 +23,7 @@ from .data import Splits, pixels
 from .evaluation import decision_scores, single_label, temperature
 from .features import Features
 from .patches import PatchDictionary
+from .pipeline_files import LARGEST
 from .pipelines import Shallow
 
 # %% ../nbs/04_shallow.ipynb #1c80126c
@@ -103,7 +104,8 @@ class Landmarks(TransformerMixin, BaseEstimator):
         kernel[np.diag_indices_from(kernel)] += 1e-6                          # equal landmarks stay solvable
         lower = cholesky(kernel, lower=True)                                  # kernel = lower @ lower.T
         inverse = solve_triangular(lower, np.eye(len(lower)), lower=True)
-        self.root_ = inverse.T.astype(np.float32)                             # [M, M]
+        # rows one after the other, as a reopened bundle has them: the last bits of products depend on it
+        self.root_ = np.ascontiguousarray(inverse.T, np.float32)              # [M, M]
         return self
 
     def transform(self,
@@ -146,8 +148,9 @@ def fit_best(
     """The candidate with the highest validation accuracy, calibrated; its `about` says what was chosen.
 
     The temperature is found before refitting, on scores of validation images that the model has not seen.
-    CourseError if there is one class only, or no validation image."""
+    CourseError if there is one class only, no validation image, or `size` is above 512 pixels."""
     size = size or int(np.clip(min(splits.train.read(0).shape[:2]), 32, 64))
+    within(1, LARGEST, input_size=size)
     n, K = len(splits.train), len(splits.classes)
     y = np.array([*splits.train.targets, *splits.valid.targets])              # [N]
     if len(set(y[:n])) < 2:
@@ -270,6 +273,7 @@ def forest(
     "A random forest (Breiman 2001) on handcrafted features. CourseError for a wrong option or another task."
     single_label(splits.task)
     _positive(input_size=input_size, trees=trees)
+    within(1, 1e5, trees=trees)
     if leaf is not None: within(1, 1e9, leaf=leaf)
 
     def candidates(D):

@@ -20,9 +20,9 @@ from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 from torchvision import models as zoo
 from .caches import cache_file, new_array
-from .core import CourseError, build_once, progress, within
+from .core import CourseError, progress, within
 from .data import Images, pixels, to_float
-from .loop import History, Job, learn, make_task
+from .loop import History, Job, learn, make_task, read_state, write_state
 from .training import Recipe
 from .device import autocast, device_of, half_type, keep_memory, share
 from .options import HEAD_ALONE, Strategy, Weights
@@ -357,7 +357,6 @@ def follow(
         unfreeze(model.backbone, groups, last, stage_lr_decay)
         done.append(step(part_of(job, f"last-{last}", briefer(job.recipe, epochs)), learn))
     model.requires_grad_(True).to(next(model.head.parameters()).device).eval()
-    for path in Path(job.folder).glob("*/done.pt") if job.folder else (): path.unlink(missing_ok=True)
     return joined(done)
 
 # %% ../nbs/09_transfer.ipynb #568cef4b
@@ -369,16 +368,14 @@ def step(
     if not job.folder: return learn(job)
     path = Path(job.folder) / "done.pt"
     if job.resume and path.is_file():
-        done = torch.load(path, map_location="cpu", weights_only=True)
+        done = read_state(path)
         job.model.eval().load_state_dict(done["model"])
         history = History()
         history.load_state_dict(done["history"])
         return history
     history = learn(job)
-    path.unlink(missing_ok=True)
-    build_once(
-        path, lambda part: torch.save(dict(model=job.model.state_dict(), history=history.state_dict()), part)
-    )
+    write_state(path, dict(model=job.model.state_dict(), history=history.state_dict()))
+    path.with_name("checkpoint.pt").unlink(missing_ok=True)
     return history
 
 # %% ../nbs/09_transfer.ipynb #a10bf45f
@@ -398,4 +395,7 @@ def transfer(
     enlarge: int = 128,              # smaller images are enlarged to this side
 ) -> nn.Module:
     "A published backbone and a new head."
-    return Transfer(Backbone(backbone, enlarge), classes)
+    body = Backbone(backbone, enlarge)
+    if body.fixed and enlarge not in (128, body.size):  # 128 is what nobody asked for
+        raise CourseError(f"enlarge={enlarge} does nothing: {backbone} takes {body.size} pixels; leave it out")
+    return Transfer(body, classes)

@@ -2,11 +2,14 @@
 import io
 import json
 import struct
+import subprocess
 import zipfile
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image, ImageDraw
 
 from course_lib.core import checksum, digest
@@ -173,3 +176,17 @@ def vouched(bundle, change):
     change(meta)
     meta["files"] = {name: checksum(path.parent / name) for name in meta["files"]}
     path.write_text(json.dumps({**meta, "digest": digest(meta)}), encoding="utf-8")
+
+
+@contextmanager
+def small_disk(
+    folder: Path,  # to make, where the disk is then
+    size: str,     # '1M'
+):
+    "A file system in memory; the test is skipped where it may not be mounted."
+    folder.mkdir(parents=True)
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True) \
+        if Path("/bin/mount").exists() else None
+    if made is None or made.returncode: pytest.skip("a small disk cannot be mounted here: that takes root on Linux")
+    try: yield folder
+    finally: subprocess.run(["umount", "-l", folder], check=True)

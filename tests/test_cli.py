@@ -122,7 +122,7 @@ def test_numbers_that_make_no_sense_are_refused_before_training(words, says, tmp
 
 
 @pytest.mark.parametrize("others, says", [({}, "not a bundle"), ({"model.json": '{"format": "layers-model"}'}, "not a bundle"),
-                                          ({"model.json": '{"bundle": 1, "files": {"pipeline.skops": ""}}'}, "other files in it")])
+                                          ({"model.json": '{"bundle": 1, "files": {"pipeline.json": ""}}'}, "other files in it")])
 def test_nothing_but_a_bundle_is_replaced(others, says, digits, tmp_path, capsys):
     for name, text in others.items(): (tmp_path / name).write_text(text)
     (tmp_path / "thesis.txt").write_text("three years of work")
@@ -133,13 +133,16 @@ def test_nothing_but_a_bundle_is_replaced(others, says, digits, tmp_path, capsys
 def test_a_bundle_can_be_written_here_and_behind_a_link_and_again(digits, tmp_path, monkeypatch, capsys):
     (tmp_path / "here").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "here", target_is_directory=True)
-    monkeypatch.chdir(tmp_path / "here")
-    for out in (".", str(tmp_path / "link"), str(tmp_path / "link")):
-        assert main(["train", "forest", "--trees", "3", "--data", str(digits), "--out", out]) == 0
+    words = ["train", "forest", "--trees", "3", "--data", str(digits), "--out"]
+    for place, out in (("here", "."), ("", str(tmp_path / "link")), ("", str(tmp_path / "link"))):
+        monkeypatch.chdir(tmp_path / place)
+        assert main([*words, out]) == 0
         assert open_bundle(tmp_path / "here").meta["architecture"] == "forest" and (tmp_path / "link").is_symlink()
     (tmp_path / "file").touch()
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path / "here")
     capsys.readouterr()
+    assert "the folder you are in" in one_line(capsys, *words, ".")
+    monkeypatch.chdir(tmp_path)
     assert "nothing can be written" in one_line(capsys, "train", "svm", "--data", digits, "--out", tmp_path / "file" / "b")
 
 
@@ -329,7 +332,7 @@ def test_other_classes_are_refused(bundle, tmp_path, capsys):
     (lambda b: (b / "model.json").write_text((b / "model.json").read_text().replace("ziffer 1", "ziffer 7")), "model.json was altered"),
     (lambda b: (b / "model.json").write_text("[" * 100_000), "damaged"),
     (lambda b: vouched(b, lambda meta: meta.update(format="pickle")), "pickle"),
-    (lambda b: vouched(b, lambda meta: meta.update(format=["skops"])), "no model can be made of it"),
+    (lambda b: vouched(b, lambda meta: meta.update(format=["pipeline"])), "not of the type str"),
     (lambda b: (weights(b).write_bytes(b""), vouched(b, lambda meta: meta)), "cannot be read"),
 ])
 def test_a_damaged_bundle_is_refused_with_the_reason(bundle, tmp_path, capsys, damage, says):

@@ -131,7 +131,7 @@ def test_an_installed_package_plugs_in_and_the_librarys_names_do_not_wait_for_it
     ran = fresh("""
         import sys
         from course_lib.core import formats, models
-        formats["skops"]
+        formats["pipeline"]
         print("birds" in sys.modules)
         print(models["always-robin"](None), "always-robin" in models.names())
     """, installed(tmp_path, PLUGIN, "birds"))

@@ -174,6 +174,7 @@ def test_a_finished_member_is_not_trained_again(splits, tmp_path, monkeypatch):
     assert kept == [path.read_bytes() for path in (tmp_path / "run").rglob("done.pt")] != [] and len(calls) == 2
     resumed = models["ensemble"](splits, join="stack", folder=tmp_path / "run", resume=True, **TINY)
     assert len(calls) == 3 and same(weights_of(whole.model), weights_of(resumed.model))
+    resumed.save(tmp_path / "model")
     assert not list((tmp_path / "run").rglob("done.pt"))
 
 

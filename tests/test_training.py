@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from making import vouched
+from making import small_disk, vouched
 from torch import nn
 from torchmetrics import MeanMetric, MetricCollection
 
@@ -197,7 +197,7 @@ for _ in range(10):
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     if os.path.exists(folder + "/checkpoint.pt"):
-        place = torch.load(folder + "/checkpoint.pt", weights_only=True)["place"]
+        place = t.loop.read_state(t.Path(folder + "/checkpoint.pt"))["place"]
         places.add((place["epoch"], place["step"]))
 os.waitpid(child(train), 0)
 unharmed = model()
@@ -326,6 +326,61 @@ def test_an_unfinished_run_is_neither_overwritten_nor_mixed_up(splits, tmp_path,
     with pytest.raises(CourseError, match="data="): fit(net(), other, recipe, 32, folder=folder, resume=True)
     (folder / "checkpoint.pt").write_bytes((folder / "checkpoint.pt").read_bytes()[:1000])
     with pytest.raises(CourseError, match="damaged"): fit(net(), splits, recipe, 32, folder=folder, resume=True)
+
+
+def interrupted(splits, folder, monkeypatch):
+    "A run that stopped in its third epoch, and its recipe."
+    monkeypatch.setattr(loop.Checkpoint, "due", lambda self: True)
+    recipe, task = Recipe(epochs=3, **CALM), Failing(splits, 32, Recipe(epochs=3, **CALM))
+    task.left = 8
+    with pytest.raises(Interrupted): fit(net(), splits, recipe, 32, task, folder)
+    return recipe
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(splits, tmp_path, monkeypatch):
+    recipe, path = interrupted(splits, tmp_path, monkeypatch), tmp_path / "checkpoint.pt"
+    whole = bytearray(path.read_bytes())
+    for place in random.Random(0).sample(range(len(whole)), 40):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(CourseError, match="is damaged: delete it"): fit(net(), splits, recipe, 32, folder=tmp_path, resume=True)
+
+
+def test_other_threads_are_said_because_the_last_bits_depend_on_them(splits, tmp_path, monkeypatch, caplog):
+    recipe = interrupted(splits, tmp_path, monkeypatch)
+    monkeypatch.setattr(loop, "machine", lambda: dict(threads=torch.get_num_threads() + 1, torch=torch.__version__))
+    fit(net(), splits, recipe, 32, folder=tmp_path, resume=True)
+    n = torch.get_num_threads()
+    assert f"was made with threads {n}, now {n + 1}: the result will be close" in caplog.text
+
+
+def test_a_finished_training_stays_until_its_model_is_saved(tmp_path):
+    splits, how = load("streets?n=40&valid=10&test=5"), dict(size="small", epochs=2, input_size=32, folder=tmp_path / "run")
+    first = models["cnn"](splits, **how)  # and now, before `save`, the power fails
+    with pytest.raises(CourseError, match="--resume"): models["cnn"](splits, **how)
+    began = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "learn_epoch", lambda run: began.append(run))
+        again = models["cnn"](splits, **how, resume=True)
+    assert not began and torch.equal(vector(again.model), vector(first.model))
+    again.save(tmp_path / "model")
+    assert not list(tmp_path.rglob("*.pt"))
+    models["cnn"](splits, **how)  # nothing is in the way of the next one
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a small disk")
+def test_a_full_disk_costs_no_checkpoint(splits, tmp_path, monkeypatch):
+    with small_disk(tmp_path / "disk", "1M") as disk:
+        recipe = interrupted(splits, disk / "run", monkeypatch)
+        before = (disk / "run" / "checkpoint.pt").read_bytes()
+        with open(disk / "other", "wb", buffering=0) as file, pytest.raises(OSError):
+            while True: file.write(bytes(4096))
+        with pytest.raises(CourseError, match=r"cannot be written \(no space left on device\): free some space"):
+            fit(net(), splits, recipe, 32, folder=disk / "run", resume=True)
+        assert (disk / "run" / "checkpoint.pt").read_bytes() == before and not list((disk / "run").glob("*.part"))
+        (disk / "other").unlink()
+        fit(net(), splits, recipe, 32, folder=disk / "run", resume=True)
 
 
 TWO = '''

@@ -66,6 +66,11 @@ def test_backbones_with_further_heads_or_a_fixed_side(name, recwarn):
     assert getattr(backbone.net, "transform_input", True) and not recwarn.list
 
 
+def test_a_side_that_does_nothing_is_refused(splits):
+    with pytest.raises(CourseError, match="enlarge=96 does nothing: vit_b_16 takes 224 pixels"):
+        models["transfer"](splits, backbone="vit_b_16", enlarge=96, weights="none")
+
+
 @pytest.mark.parametrize("name", ["resnet50", "vit_b_16", "timm:tf_efficientnet_lite0"])
 def test_stages_go_from_the_image_to_the_head(name):
     backbone = Backbone(name, 64)
@@ -237,9 +242,10 @@ def test_the_head_learns_and_its_labels_matter():
 def test_every_strategy_trains_saves_and_opens_without_weights(strategy, splits, tmp_path, monkeypatch):
     epochs = {} if strategy == "frozen" else dict(epochs=5)
     trained = models["transfer"](splits, strategy=strategy, folder=tmp_path / "run", **epochs, **TINY)
-    assert not list(tmp_path.rglob("done.pt")) and trained.about["recipe"]["epochs"] == (5 if epochs else 10)
+    assert list(tmp_path.rglob("done.pt")) and trained.about["recipe"]["epochs"] == (5 if epochs else 10)
     assert [row["epoch"] for row in trained.about["history"]] == list(range(1, (2 if strategy == "frozen" else 7) + 1))
     trained.save(tmp_path / "bundle")
+    assert not list(tmp_path.rglob("*.pt"))  # what was trained is kept until the bundle is there
     monkeypatch.setattr(transfer, "pretrained", lambda name: pytest.fail("a bundle needs no published weights"))
     images = np.array(pixels(splits.test, 32))
     assert np.array_equal(open_model(tmp_path / "bundle").predict_proba(images), trained.predict_proba(images))
