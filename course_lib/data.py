@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from .caches import cache_file
-from .core import CourseError, build_once, home, progress, readers, sources
+from .caches import cache_file, new_array
+from .core import CourseError, home, progress, readers, sources
 from .decoding import eight_bits, grey_values, plain_errors, read_image, scale_for
 from .specs import Finding, is_path, parse_spec
 
@@ -220,20 +220,17 @@ def pixels(
 
     def write(part: Path) -> None:
         _check_room(part.parent, len(dataset) * size * size * 3)
-        out = np.lib.format.open_memmap(part, "w+", np.uint8, (len(dataset), size, size, 3))
+        out = new_array(part, np.uint8, (len(dataset), size, size, 3))
         def put(i): out[i] = resize(dataset.read(i), size, fit)
         for _ in parallel(put, range(len(dataset)), "decoding images"): pass
         out.flush()
 
     of = f"{len(dataset)} of {size} x {size} pixels, {dataset.names[0]} ..."
-    path = cache_file("pixels", f"{dataset.key}:{size}:{fit}", ".npy", write, of)
-    try: return np.load(path, mmap_mode="r")
-    except (ValueError, EOFError): path.unlink()  # cut short, after a full disk or a copy: make it again
-    return np.load(build_once(path, write), mmap_mode="r")
+    return np.load(cache_file("pixels", f"{dataset.key}:{size}:{fit}", ".npy", write, of), mmap_mode="r")
 
 
 def _check_room(folder: Path, need: int) -> None:
-    "CourseError if the disk is too full: writing to a mapped file would then end the process without a word."
+    "CourseError, before any work, if the disk is too full for a cache. need: bytes."
     room = shutil.disk_usage(folder).free
     if need > room:
         raise CourseError(f"the cache needs {need / 2**20:.0f} MB, '{home()}' has {room / 2**20:.0f} left: "

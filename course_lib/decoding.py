@@ -70,11 +70,19 @@ def plain_errors(
     try: yield
     except UnidentifiedImageError:  # whose own text is an address in memory
         raise UnidentifiedImageError(_not_an_image(data)) from None
-    except Image.DecompressionBombError:
-        raise OSError("it has more pixels than are safe to open") from None
+    except Image.DecompressionBombError as error:
+        raise OSError(_too_many(error)) from None
     except OSError: raise
     except Exception as error:  # decoders of damaged files raise anything
         raise OSError(f"{type(error).__name__}: {error}") from None
+
+
+def _too_many(error: Exception) -> str:
+    "What to say of an image whose size is refused."
+    numbers = [int(number) / 1e6 for number in re.findall(r"\d{6,}", str(error))]
+    if len(numbers) != 2: return str(error)
+    what = "it has {:.0f} million pixels; more than {:.0f} million are not safe to open".format(*numbers)
+    return f"{what} (Image.MAX_IMAGE_PIXELS of Pillow is half of that)"
 
 # %% ../nbs/01k_decoding.ipynb #185e330c
 _TURNS = {  # EXIF's orientation -> what makes the image upright
@@ -133,6 +141,31 @@ def _in_srgb(image: Image.Image) -> tuple[Image.Image, str]:
     found = _to_srgb(profile, ready.mode) if ready.mode in _SPACES else None
     return (found[0].apply(ready), found[1]) if found else (image, "")
 
+# %% ../nbs/01k_decoding.ipynb #4525ee9b
+_LARGE, _DENSE = 2**24, 20_000  # pixels of an image that is large; pixels a byte that none of them has
+
+
+def _canvas(data: bytes) -> tuple[int, int] | None:
+    "Width and height of a WebP, from its first bytes; None for another file."
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30: return None
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return (int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF)
+
+
+def _check_size(width: int, height: int, length: int) -> None:
+    "DecompressionBombError for more pixels than are safe to open. length: of the file, in bytes."
+    pixels, most = width * height, Image.MAX_IMAGE_PIXELS
+    if most is None: return
+    if pixels > 2 * most:
+        raise Image.DecompressionBombError(f"{pixels} pixels exceed {2 * most}")
+    if pixels > _LARGE and pixels > _DENSE * length:
+        what = f"it says that it has {pixels / 1e6:.0f} million pixels, in {length} bytes"
+        raise Image.DecompressionBombError(f"{what}: made to fill the memory?")
+
 # %% ../nbs/01k_decoding.ipynb #cfcc51f8
 @dataclass(frozen=True)
 class Stored:
@@ -146,7 +179,14 @@ class Stored:
     halved: bool        # whether only the upper 8 of 16 bits a channel were taken
 
 
-def _open(data: bytes) -> Image.Image: return Image.open(io.BytesIO(data), formats=_formats())
+def _open(data: bytes) -> Image.Image:
+    "The image, not decoded yet. DecompressionBombError for more pixels than are safe, or than there can be."
+    if size := _canvas(data): _check_size(*size, len(data))
+    opened = Image.open(io.BytesIO(data), formats=_formats())
+    _check_size(*opened.size, len(data))
+    tile = [getattr(opened, "tag_v2", {}).get(tag) for tag in (322, 323)]  # width and height, in a TIFF
+    if all(isinstance(side, int) for side in tile): _check_size(*tile, len(data))
+    return opened
 
 
 def image_format(

@@ -363,7 +363,14 @@ def fix(
     if not items: raise CourseError(f"nothing of '{name}' can be used")
     same_task = layouts[found.layout].task == found.task
     layout = found.layout if same_task else "csv"  # a view of labels has lost its boxes
-    return write_dataset(items, lambda item: found.files.read(item.name), layout, out)
+
+    def read(item):
+        try: return found.files.content(item.name)
+        except OSError as why:
+            gone = f"'{item.name}' cannot be read any more ({why.strerror or why}): check the data again"
+            raise CourseError(gone) from None
+
+    return write_dataset(items, read, layout, out)
 
 # %% ../nbs/01i_doctor.ipynb #ee986066
 def _kept(found: Survey) -> list[Item]:

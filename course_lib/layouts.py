@@ -7,12 +7,15 @@ __all__ = ['UNLISTED', 'UNCLEAR', 'Item', 'Survey', 'Layout', 'survey', 'examine
            'only_classes', 'with_groups', 'write_dataset', 'put_image']
 
 # %% ../nbs/01c_layouts.ipynb #9e6be33a
+import errno
 import io
 import os
 import re
 import shutil
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha1
 from pathlib import Path, PurePosixPath
@@ -152,7 +155,8 @@ def image_finder(
     names = {os.path.splitext(name)[0]: name for name in files.images} | {name: name for name in files.images}
     by_name = defaultdict(list)
     for name in names: by_name[PurePosixPath(name).name].append(name)
-    return lambda written: names.get(find_image(folder, written, by_name))
+    start = "".join(f"{part}/" for part in folder.parts)
+    return lambda written: names.get(start + written) or names.get(find_image(folder, written, by_name))
 
 # %% ../nbs/01c_layouts.ipynb #a1c0000b
 def split_of_each(
@@ -788,19 +792,50 @@ def write_dataset(
     layout: str,                   # a name in `layouts`
     out: Path,                     # a folder that does not exist yet, or is empty
 ) -> Path:
-    "Write a data set in a layout that `load` and other programs read: whole or not at all."
-    out = Path(os.path.abspath(out))  # so that '.' has a name
-    if out.is_file() or out.is_dir() and any(out.iterdir()):
-        raise CourseError(f"'{out}' exists and is not empty: choose another folder")
-    items = list(items)
-    kind = layouts[layout]
+    """Write a data set in a layout that `load` and other programs read: whole or not at all.
+
+    CourseError if `out` is not free, or cannot be written."""
+    out, items, kind = _free(out), list(items), layouts[layout]
     kind.refuse(items)
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    kind.write(progress(items, f"writing {layout}", unit="images"), read, part)
-    if out.exists(): out.rmdir()
-    part.rename(out)
+    with _new_folder(out) as part: kind.write(progress(items, f"writing {layout}", unit="images"), read, part)
     return out
+
+
+def _free(out: Path) -> Path:
+    "The absolute path of a folder that is not there yet, or is empty. CourseError for anything else."
+    out = Path(os.path.abspath(out))  # so that '.' has a name
+    if out.is_symlink() and out.is_dir(): out = out.resolve()
+    try: free = not any(out.iterdir()) if out.is_dir() else not os.path.lexists(out)
+    except OSError as why: raise CourseError(f"'{out}' cannot be opened ({why.strerror})") from None
+    if not free: raise CourseError(f"'{out}' exists and is not empty: choose another folder")
+    return out
+
+# %% ../nbs/01c_layouts.ipynb #8078c9a3
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    "A path beside `out` to make a folder at, which becomes `out` in the end, or is removed."
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        own = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".part", dir=out.parent))
+        try:
+            yield own / out.name
+            _take_place(own / out.name, out)
+        finally: shutil.rmtree(own, ignore_errors=True)
+    except OSError as why:
+        if why.errno is None: raise  # of a decoder, not of the disk
+        raise CourseError(f"'{out}' cannot be written ({why.strerror}): free some space there, or choose "
+                          "another folder") from None
+
+
+def _take_place(part: Path, out: Path) -> None:
+    "Rename a folder, or make it if nothing was written. CourseError if another process was faster."
+    part.mkdir(exist_ok=True)
+    if os.name == "nt" and out.is_dir(): out.rmdir()  # elsewhere an empty folder is replaced
+    try: os.rename(part, out)
+    except OSError as why:
+        if why.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR): raise
+        what = "was filled by another process meanwhile, and is left as it is: choose another folder"
+        raise CourseError(f"'{out}' {what}") from None
 
 # %% ../nbs/01c_layouts.ipynb #ac4a3127
 def put_image(

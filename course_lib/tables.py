@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -40,21 +40,24 @@ def _rows(files: Files, table: str) -> tuple[list[tuple[int, dict]], list[str]]:
     lines = _text(files, table).split("\n")
     head = next(filter(str.strip, lines), "")
     reader = csv.reader(lines, delimiter=_delimiter(head), skipinitialspace=True, strict=True)
-    rows = []
+    columns, rows, last = [], [], 0
     try:
-        for cells in reader: rows.append((reader.line_num, [cell.strip() for cell in cells]))
+        for cells in reader:
+            cells, last = [cell.strip() for cell in cells], reader.line_num
+            if columns and any(cells): rows.append((last, _row(columns, cells)))
+            elif any(cells): columns = cells
     except csv.Error as why:
-        last = rows[-1][0] if rows else 0
         raise CourseError(f"'{table}' cannot be read after line {last}: {why}") from None
-    (_, columns), *rows = [(line, cells) for line, cells in rows if any(cells)] or [(0, [])]
     if twice := [name for name, n in Counter(columns).items() if name and n > 1]:
         raise CourseError(f"'{table}' has several columns '{twice[0]}'")
-    return [(line, _row(columns, cells)) for line, cells in rows], [name for name in columns if name]
+    return rows, [name for name in columns if name]
 
 # %% ../nbs/01g_tables.ipynb #69270a73
 def _row(columns: list[str], cells: list[str]) -> dict:
     "The cells by column. A missing cell is None; filled cells beyond the last column are under None."
-    row = dict(zip(columns, cells, strict=False)) | dict.fromkeys(columns[len(cells):])
+    row = dict(zip(columns, cells, strict=False))
+    if len(cells) == len(columns): return row
+    row |= dict.fromkeys(columns[len(cells):])
     extra = cells[len(columns):]
     return row | ({None: "".join(extra)} if any(extra) else {})
 
@@ -77,6 +80,7 @@ class _Columns(NamedTuple):
 def _plain(name: str) -> str: return re.sub("[^a-z0-9]", "", name.lower())
 
 
+@lru_cache(maxsize=2**16)  # a table of a million rows has few different cells of this kind
 def _flag(cell: str | None) -> bool | None:
     "Whether a cell says yes or no; None if it says neither."
     if re.fullmatch(r"1(\.0*)?|true|yes", (cell or "").lower()): return True
@@ -133,6 +137,7 @@ def _mark(table: str, rows: list[tuple[int, dict]], columns: _Columns, findings:
     return _SPACES
 
 
+@lru_cache(maxsize=2**16)
 def _cell_labels(cell: str, mark: str) -> tuple[str, ...]:
     "The labels in a cell, once each."
     names = re.split(mark, cell)
@@ -154,7 +159,8 @@ def _row_labels(row: dict, columns: _Columns, mark: str) -> tuple[str, ...]:
 
 def _row_split(row: dict) -> str:
     "The split that a row names, '' for none. ValueError for an unknown one."
-    split = next((row[name] for name in row if name.lower() == "split"), "")
+    named = [cell for name, cell in row.items() if name.lower() == "split"]
+    split = named[0] if named else ""
     if split and split.lower() not in SPLITS: raise ValueError(f"unknown split '{split}'")
     return SPLITS.get(split.lower(), "")
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 from torchvision import models as zoo
-from .caches import cache_file
+from .caches import cache_file, new_array
 from .core import CourseError, progress, within
 from .data import Images, pixels, to_float
 from .loop import History, Job, learn, make_task, read_state, write_state
@@ -101,8 +101,8 @@ def embeddings(
     "What the backbone says about each image: computed once, read from a file after that."
     if not len(dataset): return np.zeros((0, views, backbone.width), np.float32)
     def write(part):
-        with open(part, "wb") as file:
-            np.save(file, embed(backbone, pixels(dataset, input_size), views, device, precision))
+        found = embed(backbone, pixels(dataset, input_size), views, device, precision)
+        new_array(part, np.float32, found.shape)[:] = found
     key = f"{fingerprint(backbone)}:{dataset.key}:{input_size}:{views}:{precision}"
     of = f"{backbone.name} about {len(dataset)} of {input_size} pixels, {dataset.names[0]} ..."
     return np.load(cache_file("embeddings", key, ".npy", write, of), mmap_mode="r")

@@ -1,7 +1,10 @@
 "Caches: used by the code that made them alone, seen and removed by `course cache`, and nothing else is touched."
 import os
+import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha1
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +12,9 @@ from filelock import FileLock
 from making import class_folders, encoded, png16, put, scene
 from PIL import Image
 
-from course_lib import caches, data, files
+from course_lib import caches, data, downloads, files, transfer
 from course_lib.cli import main
+from course_lib.core import CourseError
 from course_lib.scenes import squared
 
 
@@ -117,3 +121,148 @@ def test_a_folder_with_a_line_break_in_its_name_is_one_line(home, tmp_path, caps
     data.load(class_folders(tmp_path / "two\nlines"))
     assert main(["cache"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+# ---- damage, a full disk, several processes
+
+def cut(content): return content[:len(content) // 2]
+
+
+def zeroed(content): return content[:-40] + bytes(40)
+
+
+def flipped(content):
+    at = len(content) * 2 // 3
+    return content[:at] + bytes([content[at] ^ 4]) + content[at + 1:]
+
+
+def no_backbone(monkeypatch):
+    "A backbone of which only the answers are known."
+    monkeypatch.setattr(transfer, "fingerprint", lambda backbone: "made up")
+    monkeypatch.setattr(transfer, "embed", lambda backbone, images, *how: images.astype(np.float32).mean((1, 2))[:, None])
+    return SimpleNamespace(name="made up", width=3)
+
+
+def use(kind, folder, monkeypatch):
+    "What is computed with a cache of this kind, as it comes out of it."
+    splits = data.load(folder)
+    train = splits.train
+    if kind == "index": return [splits[name].key for name in data.NAMES]
+    if kind == "pixels": return data.pixels(train, 16).tolist()
+    if kind == "embeddings": return transfer.embeddings(no_backbone(monkeypatch), train, 16).tolist()
+    if kind == "digests": return [part.names for part in downloads._carve("made up", train, 0, 0.3).values()]
+    boxed = replace(train, task=data.DETECTION, targets=[dict(boxes=np.array([[1, 1, 9, 9]]), labels=np.array([1])) for _ in train.names])
+    return [target["boxes"].tolist() for target in squared(boxed, 16).targets]
+
+
+@pytest.mark.parametrize("damage", [cut, zeroed, flipped, lambda content: b"", None], ids=["cut", "zeroed", "flipped", "empty", "nothing said"])
+@pytest.mark.parametrize("kind", caches.KINDS)
+def test_a_damaged_cache_is_made_again(kind, damage, home, tmp_path, monkeypatch):
+    folder = class_folders(tmp_path / "photos")
+    first = use(kind, folder, monkeypatch)
+    [path] = [path for path in home.glob(f"{kind}-*") if path.suffix in (".npy", ".json")]
+    whole, about = path.read_bytes(), path.with_suffix(".about")
+    told = about.read_text()
+    for content in ("[]", "null", "{", '"of before"', '{"of": "x", "size": 3}') if damage is None else (None,):
+        if damage: path.write_bytes(damage(whole))
+        else: about.write_text(content)
+        assert use(kind, folder, monkeypatch) == first
+        assert path.read_bytes() == whole and about.read_text() == told and not list(home.glob("*.part"))
+    if damage: return
+    about.unlink()
+    assert use(kind, folder, monkeypatch) == first and about.read_text() == told
+
+
+def test_a_sound_cache_is_summed_once(filled, home, monkeypatch):
+    caches._SOUND.clear()
+    sums, total = [], caches._sum
+    monkeypatch.setattr(caches, "_sum", lambda path: sums.append(path) or total(path))
+    for _ in range(3): data.pixels(filled.valid, 16)
+    assert len(sums) == 1
+
+
+def test_files_of_others_stay_and_an_interruption_leaves_none(home, tmp_path):
+    path = caches.cache_path("digests", "x", ".json")
+    others = [put(path.with_name(f"{path.name}{end}"), b"mine") for end in (".part", f".{os.getpid()}.part", ".tmp")]
+    def stopped(part):
+        part.write_bytes(b"[1,")
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): caches.cache_file("digests", "x", ".json", stopped, "x")
+    assert not path.exists() and set(home.glob("*.part")) == set(others[:2])
+    assert caches.cache_file("digests", "x", ".json", lambda part: part.write_text("[1]"), "x").read_text() == "[1]"
+    assert all(other.read_bytes() == b"mine" for other in others)
+
+
+@pytest.mark.parametrize("place", ["file/below", "/dev/null/x", "/proc/nowhere"])
+def test_a_cache_that_cannot_be_written_says_what_to_do(place, tmp_path, monkeypatch):
+    if place.startswith("/") and not os.path.exists("/proc"): pytest.skip("a path of Linux")
+    put(tmp_path / "file", b"?")
+    monkeypatch.setenv("COURSE_HOME", str(tmp_path / place))
+    with pytest.raises(CourseError, match="cannot be written .*COURSE_HOME") as caught: data.load(class_folders(tmp_path / "photos"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A file system of a megabyte."
+    place = tmp_path / "disk"
+    place.mkdir()
+    if sys.platform != "linux" or os.geteuid(): pytest.skip("only root of a Linux can mount a small disk")
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, text=True)
+    if done.returncode: pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+DECODE = """
+import sys
+from course_lib import caches, data
+from course_lib.core import CourseError
+data._check_room = lambda *_: None  # another process may take the room afterwards
+try: print(len(data.pixels(data.load(sys.argv[1]).train, int(sys.argv[2]))))
+except CourseError as why: print(why)
+"""
+
+
+def decode(folder, size, home): return subprocess.Popen([sys.executable, "-c", DECODE, folder, str(size)], stdout=subprocess.PIPE,
+                                                        text=True, env={**os.environ, "COURSE_HOME": str(home), "TQDM_DISABLE": "1"})
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(small_disk, tmp_path):
+    "Without reserved blocks this ends by a signal (SIGBUS), without a word."
+    folder = class_folders(tmp_path / "photos")
+    process = decode(folder, 300, small_disk)  # 2.7 MB
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "free some space, or set COURSE_HOME to another folder" in out and out.count("\n") == 1
+    assert not list(small_disk.rglob("*.part")) and not list(small_disk.rglob("*.npy"))
+    both = [decode(folder, size, small_disk) for size in (130, 140)]  # 0.6 and 0.7 MB: one of them fits
+    outs = [process.communicate(timeout=120)[0].strip() for process in both]
+    assert [process.returncode for process in both] == [0, 0] and any("free some space" in out for out in outs)
+    assert len(list(small_disk.rglob("*.npy"))) == 1 and "10" in outs
+
+
+COUNTED = """
+import sys, time
+from course_lib import data, files
+look, read = files.look, files.Files.image
+def slow(*args):
+    open(sys.argv[2], "a").write("look\\n")
+    time.sleep(0.01)
+    return look(*args)
+def decode(self, name):
+    open(sys.argv[2], "a").write("decode\\n")
+    return read(self, name)
+files.look, files.Files.image = slow, decode
+splits = data.load(sys.argv[1])
+print(splits.fingerprint, data.pixels(splits.train, 12).tobytes().hex())
+"""
+
+
+def test_three_processes_on_a_cold_cache_do_the_work_once(home, tmp_path):
+    folder, log = class_folders(tmp_path / "photos"), tmp_path / "log"
+    command = [sys.executable, "-c", COUNTED, folder, log]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "TQDM_DISABLE": "1"}) for _ in range(3)]
+    outs = {worker.communicate(timeout=120)[0] for worker in workers}
+    assert [worker.returncode for worker in workers] == [0, 0, 0] and len(outs) == 1
+    lines = log.read_text().split()
+    assert lines.count("look") == 16 and lines.count("decode") == len(data.load(folder).train)

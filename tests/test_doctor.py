@@ -435,6 +435,14 @@ XML = {  # Annotations/0.xml: (content, kinds of errors and warnings about it, b
 }
 
 
+@pytest.mark.parametrize("entity", ['<!ENTITY % x SYSTEM "file:///etc/passwd"> %x;', '<!ENTITY x "cat">', '<!ENTITY x SYSTEM "file:///etc/passwd">'])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_an_xml_with_entities_is_refused_by_its_name(entity, encoding, tmp_path):
+    text = f'<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE annotation [{entity}]>{voc_xml()}'
+    findings = check(voc(tmp_path / "data", xml={3: text.encode(encoding)})).errors
+    assert {f.where for f in findings if f.kind == "broken annotation" and "defines entities" in f.what} == {"Annotations/3.xml"}
+
+
 @pytest.mark.parametrize("name", XML)
 def test_faults_in_voc(name, tmp_path):
     xml, expected = XML[name]

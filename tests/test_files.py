@@ -486,6 +486,197 @@ def test_records_survive_the_cache_as_they_are(tmp_path):
     assert first == again and json.dumps([f.what for f in files.remarks(again)])
 
 
+# images that fill the memory
+
+def webp(kind, width, height):
+    "The first bytes of a WebP that says how large it is."
+    bits = (width - 1) | (height - 1) << 14
+    body = {"VP8X": bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little"),
+            "VP8L": b"\x2f" + bits.to_bytes(4, "little") + bytes(5),
+            "VP8 ": b"\x10\0\0\x9d\x01\x2a" + width.to_bytes(2, "little") + height.to_bytes(2, "little")}[kind]
+    return b"RIFF" + struct.pack("<I", len(body) + 12) + b"WEBP" + kind.encode() + struct.pack("<I", len(body)) + body
+
+
+def one_colour(side):
+    "A whole WebP of one colour, in a few bytes: the first of them, with the size of another."
+    content = bytearray(encoded(Image.new("RGB", (64, 64), "red"), "webp", lossless=True))
+    content[21:25] = ((side - 1) | (side - 1) << 14).to_bytes(4, "little")
+    return bytes(content)
+
+
+def tiff_of_tiles(side):
+    "A TIFF of 64 x 64 pixels whose tiles are larger than any image."
+    entries = [(256, 4, 64), (257, 4, 64), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1), (322, 4, side), (323, 4, side), (324, 4, 200), (325, 4, 20)]
+    rows = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + rows + bytes(400)
+
+
+def bombs():
+    "Files of a few bytes that say they are large: each within Pillow's bound, but for the last two."
+    gif, tga = encoded(Image.new("P", (8, 8)), "gif"), b"\0\0\x0a" + bytes(9) + struct.pack("<HH", 13000, 13000) + b"\x18\0"
+    return {"VP8X": webp("VP8X", 13000, 13000), "VP8L": webp("VP8L", 13000, 13000), "VP8": webp("VP8 ", 13000, 13000),
+            "one colour": one_colour(13000), "RLE": tga + b"\xff\1\2\3" * 20, "GIF": gif[:6] + struct.pack("<HH", 13000, 13000) + gif[10:],
+            "PPM": b"P6 13000 13000 255\n" + bytes(40), "BMP": b"BM" + struct.pack("<IIIIiiHHIIiiII", 99, 0, 54, 40, 13000, 13000, 1, 24, 0, 0, 1, 1, 0, 0),
+            "tile": tiff_of_tiles(20000), "too large": b"P6 60000 60000 255\n" + bytes(40)}
+
+
+def look_at_bombs():
+    before = peak_mb()
+    return {name: files.look(content).problem for name, content in bombs().items()}, before
+
+
+def test_a_few_bytes_never_take_gigabytes():
+    (told, before), peak = in_a_process(look_at_bombs)
+    assert peak - before < 100
+    small = {name: problem for name, problem in told.items() if name not in ("tile", "too large")}
+    assert all("says that it has 169 million pixels, in" in problem for problem in small.values()), small
+    assert "400 million pixels; more than 179 million" in told["tile"] and "3600 million pixels" in told["too large"]
+
+
+@pytest.mark.parametrize("kind", ["VP8X", "VP8L", "VP8 "])
+def test_the_size_of_a_webp_is_read_from_its_first_bytes(kind):
+    assert decoding._canvas(webp(kind, 640, 427)) == (640, 427)
+    for how in (dict(lossless=True), dict(lossless=False), dict(save_all=True, append_images=[Image.new("RGB", (61, 37), "blue")])):
+        assert decoding._canvas(encoded(Image.new("RGB", (61, 37), "red"), "webp", **how)) == (61, 37)
+    assert decoding._canvas(encoded(scene(1), "jpeg")) is None and decoding._canvas(b"RIFF1234WEBPVP8X") is None
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_bound_is_that_of_pillow(monkeypatch):
+    content, large = encoded(scene(1)), encoded(Image.new("L", (5000, 4000)))
+    assert files.look(large).width == 5000  # an empty page, of 20 million pixels in 19 kB
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    assert files.look(large).problem == ("cannot be read to its end: it has 20 million pixels; more than 2 million are not safe to open "
+                                         "(Image.MAX_IMAGE_PIXELS of Pillow is half of that)")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert files.look(content).problem and not files.look(encoded(scene(1, 40, 50))).problem
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert not files.look(content).problem
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_of_a_gigabyte_is_named_and_not_read(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGEST", 10_000)
+    folder = class_folders(tmp_path / "data")
+    put(folder / "cat" / "x.bmp", encoded(scene(3, 60, 80), "bmp"))
+    [finding] = doctor.check(zipped(folder, tmp_path / "data.zip") if packed else folder).errors
+    assert finding.where == "cat/x.bmp" and "its file has 0.0 GB" in finding.what
+
+
+def test_a_member_that_declares_gigabytes_is_named(tmp_path):
+    path = zipped(class_folders(tmp_path / "data"), tmp_path / "data.zip")
+    content, place = bytearray(path.read_bytes()), 0
+    for _ in range(3): place = content.index(b"PK\1\2", place + 1)
+    content[place + 20:place + 28] = struct.pack("<II", 4 << 29, 4 << 29)  # packed and unpacked: both lie
+    path.write_bytes(content)
+    [finding] = doctor.check(path).errors
+    assert finding.where == "cat/2.png" and "2.1 GB" in finding.what
+    assert len(layouts.survey(doctor.fix(path, tmp_path / "out")).items) == 15
+
+
+# what may pass is not remembered
+
+def spoilt(content, name):
+    "The zip with a flipped bit in the content of a member: its table of contents is as before."
+    at = content.index(name.encode()) + len(name) + 60
+    return content[:at] + bytes([content[at] ^ 16]) + content[at + 1:]
+
+
+def test_a_zip_that_is_repaired_or_damaged_later_is_looked_at_again(tmp_path):
+    path = zipped(class_folders(tmp_path / "data"), tmp_path / "data.zip")
+    good = path.read_bytes()
+    for content, count in ((spoilt(good, "cat/3.png"), 1), (good, 0), (spoilt(good, "dog/1.png"), 1), (good, 0)):
+        time.sleep(0.02)
+        path.write_bytes(content)
+        assert len(doctor.check(path).errors) == count
+        splits = data.load(path)
+        assert sum(len(splits[name]) for name in data.NAMES) == 16 - count
+
+
+def test_a_damaged_zip_is_repaired_or_refused_and_leaves_nothing(tmp_path):
+    path, rng, outcomes = zipped(class_folders(tmp_path / "data", n=4), tmp_path / "data.zip"), random.Random(0), []
+    good = path.read_bytes()
+    for n in range(40):
+        content = bytearray(good)
+        for _ in range(5): content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        try: doctor.fix(path, tmp_path / "made" / f"{n}")
+        except CourseError as why: outcomes.append(str(why))
+        else: outcomes.append([f for f in doctor.check(tmp_path / "made" / f"{n}").errors if f.kind == "unreadable image"])
+    assert sum(outcome == [] for outcome in outcomes) > 20
+    assert all(outcome == [] or isinstance(outcome, str) and "\n" not in outcome for outcome in outcomes)
+    assert {made.name for made in (tmp_path / "made").iterdir()} == {f"{n}" for n, outcome in enumerate(outcomes) if isinstance(outcome, list)}
+
+
+def test_a_file_that_is_damaged_while_it_is_repaired_is_named(tmp_path, monkeypatch):
+    folder = class_folders(tmp_path / "data")
+    data.load(folder)
+    content = files.Files.content
+    def gone(self, name):
+        if name == "dog/3.png": raise OSError(5, "Input/output error")
+        return content(self, name)
+    monkeypatch.setattr(files.Files, "content", gone)
+    with pytest.raises(CourseError, match="'dog/3.png' cannot be read any more .Input/output error."): doctor.fix(folder, tmp_path / "made" / "out")
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+def test_a_failure_that_passes_is_not_remembered(tmp_path, monkeypatch):
+    folder, fails = class_folders(tmp_path / "data"), []
+    whole = data.load(folder).fingerprint
+    for n, why in enumerate((MemoryError(), OSError(5, "Input/output error"))):
+        monkeypatch.setenv("COURSE_HOME", str(tmp_path / f"home {n}"))
+        with monkeypatch.context() as patch:
+            read = files.Files.read
+            def failing(self, name, most=-1):
+                if name == "cat/3.png" and most < 0:
+                    fails.append(name)
+                    raise why
+                return read(self, name, most)
+            patch.setattr(files.Files, "read", failing)
+            for _ in range(2): assert ("error", "unreadable image", "cat/3.png") in said(doctor.check(folder), "error")
+        assert data.load(folder).fingerprint == whole
+    assert len(fails) == 4
+
+
+def test_names_in_a_zip_may_begin_with_a_dot(tmp_path):
+    folder = class_folders(tmp_path / "data")
+    put(folder / "README", b"?")
+    plain, dotted = zipped(folder, tmp_path / "a.zip"), zipped(folder, tmp_path / "b.zip", prefix="./", extra=[("./", b"")])
+    assert files.Files(dotted).names == files.Files(plain).names and data.load(dotted).fingerprint == data.load(plain).fingerprint
+    inner = zipped(folder, tmp_path / "c.zip", prefix="photos/./")
+    assert files.Files(inner).names == files.Files(plain).names and doctor.check(inner).errors == []
+
+
+# folders that hold no data
+
+def test_a_bundle_and_a_run_among_the_data_are_left(tmp_path):
+    folder = class_folders(tmp_path / "data")
+    before = data.load(folder).fingerprint
+    put(folder / "model" / "model.json", b'{"bundle": 2, "classes": ["cat"]}')
+    put(folder / "model" / "weights.safetensors", b"?")
+    put(folder / "model.run" / "run.json", b'{"model": "cnn"}')
+    put(folder / "model.run" / "checkpoint.pt", b"?")
+    splits = data.load(folder)
+    assert splits.fingerprint == before and {(f.level, f.kind, f.where) for f in splits.left_out} == {
+        ("note", "a model", "model"), ("note", "a run", "model.run")}
+    assert doctor.check(folder).errors == []
+    for name in ("a", "b", "c"): put(folder / "tv.run" / f"{name}.png", encoded(scene(ord(name))))
+    put(folder / "tv.run" / "run.json", b"[]")
+    put(folder / "cat" / "model.json", b'{"about": "a cat"}')
+    assert data.load(folder).classes == ["cat", "dog", "tv.run"]
+
+
+@pytest.mark.skipif(not os.path.ismount("/proc"), reason="only Linux tells of itself in /proc")
+@pytest.mark.parametrize("where", ["/proc/self", "/proc", "/sys"])
+def test_a_link_to_what_the_system_says_is_not_followed(where, tmp_path):
+    folder = class_folders(tmp_path / "data")
+    before = data.load(folder).fingerprint
+    (folder / "cat" / "more").symlink_to(where)
+    splits, walked = data.load(folder), files.Files(folder)
+    assert splits.fingerprint == before and len(walked.names) == 16
+    assert said(splits.left_out) == {("warning", "no data", "cat/more")}
+
+
 # knock-outs: each break must be noticed by the check named beside it
 
 def check_tiff(): assert files.look(encoded(scene(1), "tiff", exif=tagged_exif())).orientation == 6
@@ -522,6 +713,18 @@ def test_knock_outs_are_noticed(name, monkeypatch):
     verify()
     monkeypatch.setattr(decoding, target, broken)
     with pytest.raises(AssertionError): verify()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a program is a shell script here")
+def test_an_eps_under_the_name_of_a_jpg_starts_no_program(tmp_path):
+    program = put(tmp_path / "bin" / "gs", f"#!/bin/sh\ntouch '{tmp_path}/started'\n".encode())
+    program.chmod(0o755)
+    folder = class_folders(tmp_path / "data")
+    put(folder / "cat" / "x.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n{} loop\n")
+    code = "import sys\nfrom course_lib import doctor\nprint(doctor.check(sys.argv[1]).errors)"
+    told = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"})
+    assert "cat/x.jpg" in told.stdout and "EPS" in told.stdout and not (tmp_path / "started").exists()
 
 
 def test_formats_that_start_programs_are_never_opened():
