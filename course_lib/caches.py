@@ -5,11 +5,9 @@ __all__ = ['VERSION', 'KINDS', 'cache_path', 'is_sound', 'making', 'store', 'cac
            'caches', 'remove']
 
 # %% ../nbs/00e_caches.ipynb #0e527571
-import errno
 import json
 import os
 import re
-import secrets
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +21,7 @@ from typing import BinaryIO
 # %% ../nbs/00e_caches.ipynb #9adb41ac
 import numpy as np
 from filelock import FileLock, Timeout
-from .core import CourseError, home
+from .core import ELSEWHERE, FULL, home, whole, writing
 
 # %% ../nbs/00e_caches.ipynb #fada0444
 VERSION = 3  # of the code that decodes, resizes and describes images
@@ -74,44 +72,18 @@ def is_sound(
     _SOUND.add(state)
     return True
 
-# %% ../nbs/00e_caches.ipynb #520d8e6e
-_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
-
-
-def _refusal(path: Path, why: OSError) -> CourseError:
-    "What to say of a cache that cannot be written."
-    full = "free some space" if why.errno in _FULL else "see to it that it can be written to"
-    return CourseError(f"the cache '{path.parent}' cannot be written ({why.strerror or why}): {full}, or set "
-                       "COURSE_HOME to another folder")
-
 # %% ../nbs/00e_caches.ipynb #68f1fb63
 @contextmanager
 def making(
     path: Path,  # of a cache
 ) -> Iterator[None]:
     "Keep other processes from making it, too: they wait. CourseError where no cache can be written."
-    try:
+    with writing(path, ELSEWHERE):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{path}.lock")
         lock.acquire()
-    except OSError as why: raise _refusal(path, why) from None
     try: yield
     finally: lock.release()
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    "A new file beside `path`, which takes its place in the end; it is removed if that fails."
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
-    try: part.touch(exist_ok=False)
-    except OSError as why: raise _refusal(path, why) from None
-    try:
-        yield part
-        os.replace(part, path)
-    except BaseException as why:
-        with suppress(OSError): part.unlink(missing_ok=True)
-        if isinstance(why, OSError) and why.errno in _FULL: raise _refusal(path, why) from None
-        raise
 
 # %% ../nbs/00e_caches.ipynb #bf71bead
 def store(
@@ -120,10 +92,10 @@ def store(
     of: str,                          # what it is computed from, for people
 ) -> None:
     "Write a cache and what is told of it. CourseError if the disk is full or may not be written to."
-    with _replacing(path) as part:
+    with writing(path, ELSEWHERE), whole(path) as part:
         write(part)
         about = dict(of=of, size=part.stat().st_size, crc32=_sum(part))
-        with _replacing(path.with_suffix(".about")) as told:
+        with whole(path.with_suffix(".about")) as told:
             told.write_text(json.dumps(about), encoding="utf-8")
     with suppress(OSError): _SOUND.add(_state(path))
 
@@ -167,14 +139,14 @@ def _reserve(file: BinaryIO, start: int, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         try: return os.posix_fallocate(file.fileno(), start, size)
         except OSError as why:  # some file systems cannot
-            if why.errno in _FULL: raise
+            if why.errno in FULL: raise
     file.seek(start)
     for begin in range(0, size, 2**20): file.write(bytes(min(2**20, size - begin)))
     return None
 
 # %% ../nbs/00e_caches.ipynb #e1d28dbc
 _OURS = re.compile(
-    rf"((?:{'|'.join(KINDS)})-[0-9a-f]{{16,40}})\.(?:about|npy|json)(?:\.lock|(?:\.[0-9a-f]+)?\.part)?"
+    rf"\.?((?:{'|'.join(KINDS)})-[0-9a-f]{{16,40}})\.(?:about|npy|json)(?:\.lock|(?:\.[0-9a-f-]+)?\.part)?"
 )
 
 

@@ -44,7 +44,8 @@ class Diagnosis:
         "A table of classes and splits, and the findings by kind, as plain text."
         counts = {level: len(self.of(level)) for level in LEVELS}
         totals = ", ".join(f"{n} {level}{'' if n == 1 else 's'}" for level, n in counts.items())
-        return "\n".join([f"{self.spec}: {self.task}", "", *self._counted(), "", *self._listed(most), totals])
+        head = printable(f"{self.spec}: {self.task}")
+        return "\n".join([head, "", *self._counted(), "", *self._listed(most), totals])
 
     def _counted(self) -> Iterator[str]:
         "A line for each class, below a head with the splits."
@@ -201,14 +202,14 @@ def _box_finding(kind: str, item: Item, thing: Object, what: str) -> Finding:
     return warning(kind, item.source or item.name, f"{about}: {what}")
 
 # %% ../nbs/01i_doctor.ipynb #4307ab11
-def _check_classes(found: Survey | _SplitsSurvey, good: list[Item]) -> Iterator[Finding]:
+def _check_classes(found: Survey | _SplitsSurvey, good: list[Item], rare: str) -> Iterator[Finding]:
     "Too few classes, classes that miss a split, and classes much rarer than others."
     if len(found.classes) < (2 if found.task == SINGLE else 1):
         count = len(found.classes)
         yield error("too few classes", "classes", f"{count} found: there is nothing to tell apart")
     given = {item.split for item in good} - {""}
+    level = error if found.task == SINGLE and not rare else warning  # a classifier is not trained without it
     for split, label in missing_classes(good, found.classes) if given else ():
-        level = error if found.task == SINGLE else warning  # a classifier is not trained without it
         if split in given: yield level("class misses a split", label, f"has no image in {split}")
     unique = defaultdict(set)
     for item in good:
@@ -217,7 +218,6 @@ def _check_classes(found: Survey | _SplitsSurvey, good: list[Item]) -> Iterator[
         n = len(unique[label])
         if n == 1 and given: yield warning("one image", label, "only one image shows it")
         if given or n >= 3: continue
-        level = error if found.task == SINGLE else warning
         yield level("class too small", label, f"{n} different images: train, valid and test need one each")
     counts = Counter(label for item in good for label in item.classes).most_common()
     if counts and counts[0][1] > 5 * counts[-1][1]:
@@ -301,11 +301,12 @@ def check(
     "Everything about a data set that would break or mislead training."
     name, seed, options = parse_spec(spec, seed, {})
     found: Survey | _SplitsSurvey
+    shares: dict = {}
     if is_path(name): found, shares = survey_with(name, options)
     else: found = _survey_splits(load(spec, seed))
     good = [item for item in found.items if not item.record.problem]
-    findings = [*found.findings, *_check_names(good), *_check_classes(found, good), *_check_looks(good),
-                *_check_boxes(good)]
+    findings = [*found.findings, *_check_names(good), *_check_classes(found, good, shares.get("rare", "")),
+                *_check_looks(good), *_check_boxes(good)]
     divided = good
     if isinstance(found, Survey): divided = _divided(found, good, seed, shares, findings)
     findings += _check_copies(found, divided)

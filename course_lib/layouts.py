@@ -11,8 +11,6 @@ import errno
 import io
 import os
 import re
-import shutil
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,7 +22,8 @@ from typing import Protocol
 # %% ../nbs/01c_layouts.ipynb #e5dae73d
 import numpy as np
 from PIL import Image
-from .core import CourseError, layouts, progress, readers
+from .core import (CourseError, beside, discard, layouts, move_into, must_stay, progress, readers,
+                             writing)
 from .data import DETECTION, MULTI, NAMES, SINGLE, Images, Splits, assign, decode
 from .decoding import SUFFIXES, image_format
 from .files import Files, Record, find_image, index, read_lines, remarks, suffix
@@ -814,24 +813,21 @@ def _free(out: Path) -> Path:
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     "A path beside `out` to make a folder at, which becomes `out` in the end, or is removed."
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        own = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".part", dir=out.parent))
+    own = beside(out)
+    with writing(out):
         try:
+            own.mkdir(parents=True)
             yield own / out.name
             _take_place(own / out.name, out)
-        finally: shutil.rmtree(own, ignore_errors=True)
-    except OSError as why:
-        if why.errno is None: raise  # of a decoder, not of the disk
-        raise CourseError(f"'{out}' cannot be written ({why.strerror}): free some space there, or choose "
-                          "another folder") from None
+        finally: discard(own)
 
 
 def _take_place(part: Path, out: Path) -> None:
     "Rename a folder, or make it if nothing was written. CourseError if another process was faster."
     part.mkdir(exist_ok=True)
+    if must_stay(out): return move_into(part, out)
     if os.name == "nt" and out.is_dir(): out.rmdir()  # elsewhere an empty folder is replaced
-    try: os.rename(part, out)
+    try: return os.rename(part, out)
     except OSError as why:
         if why.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR): raise
         what = "was filled by another process meanwhile, and is left as it is: choose another folder"

@@ -397,5 +397,5 @@ def transfer(
     "A published backbone and a new head."
     body = Backbone(backbone, enlarge)
     if body.fixed and enlarge not in (128, body.size):  # 128 is what nobody asked for
-        raise CourseError(f"enlarge={enlarge} does nothing: {backbone} takes {body.size} pixels; leave it out")
+        raise CourseError(f"enlarge={enlarge} does nothing: {backbone} takes {body.size} pixels")
     return Transfer(body, classes)

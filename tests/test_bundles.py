@@ -61,7 +61,7 @@ for i in range(400): saved({str(model)!r}, (i / 400, 1 - i / 400), classes=[f"a{
 def test_killed_at_any_moment_the_old_or_the_new_one_is_there(tmp_path):
     model, rng, kept = saved(tmp_path / "model"), np.random.default_rng(0), []
     for _ in range(8):
-        writer = in_another_process(f"for i in range(10**6): saved({str(model)!r}, (0.5, 0.5), about='x' * 10**5)")
+        writer = in_another_process(f"for i in range(10**6): saved({str(model)!r}, (0.5, 0.5), about=dict(x='x' * 10**5))")
         time.sleep(rng.uniform(0, 0.05))
         writer.kill()
         writer.wait()
