@@ -402,6 +402,47 @@ def versions(
         except PackageNotFoundError: found[package] = "not installed"
     return found
 
+# %% ../nbs/00b_core.ipynb #260465a5
+_OPTIONAL = dict(data=dict, arguments=dict, about=dict, metrics=dict, versions=dict, seed=int)
+_MOST_CLASSES, _LONGEST, _LARGEST = 100_000, 1000, 4096  # classes; characters of a name; pixels of a side
+
+
+def _unfit(meta: dict) -> str:  # the content of a model.json
+    "What is wrong with a description, or ''."
+    missing = [key for key in _REQUIRED if key not in meta]
+    if missing: return f"model.json lacks {', '.join(missing)}"
+    wrong = [key for key, kind in _REQUIRED.items() if type(meta[key]) is not kind]
+    if wrong: return f"{wrong[0]} in model.json is not of the type {_REQUIRED[wrong[0]].__name__}"
+    wrong = [key for key, kind in _OPTIONAL.items() if type(meta.get(key, kind())) is not kind]
+    if wrong: return f"{wrong[0]} in model.json is not of the type {_OPTIONAL[wrong[0]].__name__}"
+    classes, files = meta["classes"], meta["files"]
+    if not 1 <= len(classes) <= _MOST_CLASSES: return f"it has {len(classes)} classes"
+    if not all(isinstance(name, str) and 1 <= len(name) <= _LONGEST for name in classes):
+        return f"the name of a class is no text of 1 to {_LONGEST} characters"
+    if len(set(classes)) < len(classes): return "two of its classes have one name"
+    if not 1 <= meta["input_size"] <= _LARGEST: return f"input_size={meta['input_size']}: at most {_LARGEST}"
+    if not files: return "it lists no files"
+    outside = [name for name in files if Path(name).name != name or "\\" in name]
+    if outside: return f"it names a file outside the bundle: {outside[0]}"
+    scales = meta.get("data", {}).get("scales", {})
+    return "" if _are_scales(scales) else "its scales are not two numbers each"
+
+# %% ../nbs/00b_core.ipynb #0dc4b387
+def _are_scales(scales) -> bool:  # of images with more than 8 bits: black and white
+    if not isinstance(scales, dict): return False
+    pairs = [pair for pair in scales.values() if isinstance(pair, list) and len(pair) == 2]
+    numbers = [value for pair in pairs for value in pair if type(value) in (int, float) and abs(value) < 1e38]
+    return len(numbers) == 2 * len(scales)
+
+# %% ../nbs/00b_core.ipynb #b6ab6bbf
+def _description(folder: Path) -> dict | None:
+    "What a folder's model.json holds: None without such a file, {} if it cannot be understood."
+    path = folder / "model.json"
+    if not path.is_file(): return None
+    try: meta = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size < 2**25 else {}
+    except (ValueError, RecursionError): return {}
+    return meta if isinstance(meta, dict) else {}
+
 # %% ../nbs/00b_core.ipynb #6e8bb40f
 def save_bundle(
     folder: Path,  # the folder to make; an earlier bundle there is replaced, anything else is refused
@@ -510,38 +551,6 @@ def _listed(
     if "bundle" not in meta: return set()
     return {"model.json", *(meta["files"] if isinstance(meta.get("files"), dict) else ())}
 
-# %% ../nbs/00b_core.ipynb #260465a5
-_OPTIONAL = dict(data=dict, arguments=dict, about=dict, metrics=dict, versions=dict, seed=int)
-_MOST_CLASSES, _LONGEST, _LARGEST = 100_000, 1000, 4096  # classes; characters of a name; pixels of a side
-
-
-def _unfit(meta: dict) -> str:  # the content of a model.json
-    "What is wrong with a description, or ''."
-    missing = [key for key in _REQUIRED if key not in meta]
-    if missing: return f"model.json lacks {', '.join(missing)}"
-    wrong = [key for key, kind in _REQUIRED.items() if type(meta[key]) is not kind]
-    if wrong: return f"{wrong[0]} in model.json is not of the type {_REQUIRED[wrong[0]].__name__}"
-    wrong = [key for key, kind in _OPTIONAL.items() if type(meta.get(key, kind())) is not kind]
-    if wrong: return f"{wrong[0]} in model.json is not of the type {_OPTIONAL[wrong[0]].__name__}"
-    classes, files = meta["classes"], meta["files"]
-    if not 1 <= len(classes) <= _MOST_CLASSES: return f"it has {len(classes)} classes"
-    if not all(isinstance(name, str) and 1 <= len(name) <= _LONGEST for name in classes):
-        return f"the name of a class is no text of 1 to {_LONGEST} characters"
-    if len(set(classes)) < len(classes): return "two of its classes have one name"
-    if not 1 <= meta["input_size"] <= _LARGEST: return f"input_size={meta['input_size']}: at most {_LARGEST}"
-    if not files: return "it lists no files"
-    outside = [name for name in files if Path(name).name != name or "\\" in name]
-    if outside: return f"it names a file outside the bundle: {outside[0]}"
-    scales = meta.get("data", {}).get("scales", {})
-    return "" if _are_scales(scales) else "its scales are not two numbers each"
-
-# %% ../nbs/00b_core.ipynb #0dc4b387
-def _are_scales(scales) -> bool:  # of images with more than 8 bits: black and white
-    if not isinstance(scales, dict): return False
-    pairs = [pair for pair in scales.values() if isinstance(pair, list) and len(pair) == 2]
-    numbers = [value for pair in pairs for value in pair if type(value) in (int, float) and abs(value) < 1e38]
-    return len(numbers) == 2 * len(scales)
-
 # %% ../nbs/00b_core.ipynb #64e00b39
 def open_bundle(
     folder: Path,  # a folder written by `save_bundle`
@@ -599,15 +608,6 @@ def most_bytes() -> float:
     said = os.environ.get("COURSE_MOST_GB", "4")
     try: return float(said) * 1e9
     except ValueError: raise CourseError(f"COURSE_MOST_GB={said}: use a number") from None
-
-
-def _description(folder: Path) -> dict | None:
-    "What a folder's model.json holds: None without such a file, {} if it cannot be understood."
-    path = folder / "model.json"
-    if not path.is_file(): return None
-    try: meta = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size < 2**25 else {}
-    except (ValueError, RecursionError): return {}
-    return meta if isinstance(meta, dict) else {}
 
 # %% ../nbs/00b_core.ipynb #6c98586c
 def open_model(

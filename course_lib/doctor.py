@@ -202,7 +202,7 @@ def _box_finding(kind: str, item: Item, thing: Object, what: str) -> Finding:
     return warning(kind, item.source or item.name, f"{about}: {what}")
 
 # %% ../nbs/01i_doctor.ipynb #4307ab11
-def _check_classes(found: Survey | _SplitsSurvey, good: list[Item], rare: str) -> Iterator[Finding]:
+def _check_classes(found: Survey | _SplitsSurvey, good: list[Item], rare: str = "") -> Iterator[Finding]:
     "Too few classes, classes that miss a split, and classes much rarer than others."
     if len(found.classes) < (2 if found.task == SINGLE else 1):
         count = len(found.classes)
