@@ -4,6 +4,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from course_lib.core import CourseError
 from course_lib.data import DETECTION, NAMES, load
@@ -400,3 +401,22 @@ def test_values_of_other_kinds_are_findings_or_one_line(tool, tmp_path):
             put(path, json.dumps(changed).encode())
             try: survey(folder)
             except CourseError as why: assert "\n" not in str(why)
+
+
+# ---- images that EXIF turns
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_boxes_of_the_stored_image_are_turned_with_it(tool, orientation, tmp_path):
+    "The tool saw the file without its EXIF, as its width and height say: the box still lies on the bright object."
+    box, pixels, exif = (4, 6, 24, 16), np.zeros((48, 64, 3), np.uint8), Image.Exif()
+    pixels[6:16, 4:24], exif[0x0112] = 255, orientation
+    own = dict(labelme=shapes, cvat=lambda boxes: node("cat", boxes["cat"]), labelstudio=regions)[tool]
+    folder = MAKE[tool](tmp_path / "data", {0: own({"cat": box})})
+    [path] = folder.rglob("0.png")
+    path.write_bytes(encoded(pixels, "png", exif=exif))
+    splits = load(folder)
+    [(image, target)] = [splits[name][i] for name in NAMES for i in range(len(splits[name])) if splits[name].names[i].endswith("0.png")]
+    x1, y1, x2, y2 = map(round, target["boxes"][0].tolist())
+    assert image.shape == (64, 48, 3) and (image[y1:y2, x1:x2] > 200).all() and (x2 - x1) * (y2 - y1) == 200
+    assert "turned boxes" in {finding.kind for finding in check(folder).findings}

@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from course_lib import combine, data
-from course_lib.cli import argument_comments, main
+from course_lib.cli import argument_comments, main, verdict
 from course_lib.core import models, open_bundle
 
 
@@ -90,6 +92,10 @@ def test_threshold_hides_the_unlikely(digits, bundle, tmp_path):
     (["train", "svm", "--data", "stretes"], "did you mean 'streets'"),
     (["train", "svm", "--input-size", "big"], "invalid int value"),
     (["train", "svm", "--colour", "red"], "unrecognized"),
+    (["train", "cnn", "--epoch", "3"], "unrecognized arguments: --epoch 3: did you mean '--epochs'?; see `course train cnn --help`"),
+    (["train", "cnn", "--leaning-rate=3"], "did you mean '--learning-rate'?"),
+    (["data", "check", "x", "--fixx", "y"], "did you mean '--fix'?; see `course data check --help`"),
+    (["predict", "m", "a.jpg", "b.jpg"], "unrecognized arguments: b.jpg; see `course predict --help`"),
     (["train", "svm", "--seed", "-1"], "--seed"),
     (["train", "--data", "no/such", "svm"], "check the path"),
     (["train", "ssd", "--label-smoothing", "0.1"], "unrecognized"),
@@ -106,6 +112,38 @@ def test_threshold_hides_the_unlikely(digits, bundle, tmp_path):
 def test_mistakes_end_in_one_line(words, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert says in one_line(capsys, *words)
+
+
+def test_a_folder_that_is_near_wins_over_the_name_of_a_data_set(tmp_path, monkeypatch, capsys):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for words in (["data", "check", "fotos"], ["train", "svm", "--data", "fotos"]):
+        assert "no data set or folder 'fotos': did you mean 'photos'?" in one_line(capsys, *words)
+
+
+def test_short_names_of_options_mean_the_same(tmp_path, capsys):
+    words = ["train", "cnn", "--data", "streets?n=20&valid=5&test=5", "--size", "small", "--epochs", "1"]
+    for i, more in enumerate((["--learning-rate", "0.02", "--weight-decay", "0.1", "--batch-size", "10", "--input-size", "32"],
+                              ["--lr", "0.02", "--wd", "0.1", "--batch", "10", "--imgsz", "32"])):
+        assert main([*words, *more, "--out", str(tmp_path / f"{i}")]) == 0
+    assert open_bundle(tmp_path / "0").meta["arguments"] == open_bundle(tmp_path / "1").meta["arguments"]
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit, match="0"): main(["--version"])
+    assert re.fullmatch(r"course \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("metrics, says", [
+    (dict(valid_accuracy=0.75), ": accuracy 75.0% on validation images, 50.0% by always saying b"),
+    (dict(valid_accuracy=0.5), ": accuracy 50.0% on validation images, 50.0% by always saying b (no better than guessing"),
+    (dict(valid_accuracy=None), ""), (dict(train_seconds=1.0), "")])
+def test_a_score_stands_beside_that_of_guessing(metrics, says):
+    class Part(list): targets = property(list)
+    splits = SimpleNamespace(task="single-label", classes=["a", "b"], train=Part([0, 1, 1]), valid=Part([1, 0, 1, 0]))
+    said = verdict(splits, metrics)
+    assert said.startswith(says) and bool(said) == bool(says) and ("guessing" in said) == ("guessing" in says)
+    assert verdict(SimpleNamespace(task="detection"), dict(valid_map=0.25)) == ": map 0.250 on validation images"
 
 
 @pytest.mark.parametrize("words, says", [

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from configparser import ConfigParser
 
 import pytest
@@ -132,6 +133,25 @@ def test_no_registry_is_named_and_no_file_is_huge():
         text = path.read_bytes()
         for words in (b"pypi" + b".org", b"python" + b"hosted", b"index" + b"-url="):
             assert words not in text, (path, words)
+
+
+def test_the_package_can_be_built_from_its_source_archive(tmp_path):
+    for path in committed():
+        if path.parts[len(ROOT.parts)] not in ("nbs", "tests", "figures", "datasets"):
+            copy = tmp_path / "course" / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+    words = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(tmp_path / "course")]
+    made = subprocess.run(words, capture_output=True, text=True)  # the wheel is built from the archive
+    assert made.returncode == 0, made.stdout + made.stderr
+    [wheel] = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        about = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
+        commands = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+    assert {"course_lib/cli.py", "course_lib/py.typed", "course_lib/__main__.py"} <= set(names)
+    assert all(f"\n{field}: " in about for field in ("Author", "License", "Requires-Python", "Classifier", "Provides-Extra"))
+    assert "course = course_lib.stopping:start" in commands
 
 
 @pytest.mark.skipif(os.name == "nt" or not shutil.which("make"), reason="needs make")
