@@ -754,7 +754,8 @@ def test_of_two_that_write_to_one_place_one_is_refused(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
 def test_ctrl_c_leaves_nothing_of_a_data_set(tmp_path):
-    code = ("import sys, time\nfrom course_lib import data, doctor, files\nread = files.Files.content\n"
+    code = ("import signal, sys, time\nfrom course_lib import data, doctor, files\nread = files.Files.content\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background shell ignores it
             "def slow(self, name):\n    print('reading', flush=True)\n    time.sleep(0.05)\n    return read(self, name)\n"
             "data.load(sys.argv[1])\nfiles.Files.content = slow\ndoctor.fix(sys.argv[1], sys.argv[2])")
     process = subprocess.Popen([sys.executable, "-c", code, class_folders(tmp_path / "data"), tmp_path / "made" / "out"],
