@@ -193,9 +193,9 @@ def verdict(
 ) -> str:
     "What to say of the score on the validation images, beside what guessing would reach; '' without one."
     scores = {name.removeprefix("valid_"): value for name, value in metrics.items()
-              if name.startswith("valid_") and value is not None}
+              if name.startswith("valid_") and isinstance(value, (int, float))}
     if not scores: return ""
-    if splits.task != "single-label":
+    if splits.task != "single-label" or "accuracy" not in scores:
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items())
         return f": {shown} on validation images"
     usual = Counter(splits.train.targets).most_common(1)[0][0]
@@ -810,13 +810,13 @@ def run(
 # %% ../nbs/91b_cli.ipynb #c1675fa3
 class Harmless:
     "A stream that a terminal does not obey."
-    bar = re.compile(r"\r[^\x00-\x1f\x7f-\x9f]*|(?:\n|\x1b\[A)*")  # what tqdm writes
+    moves = re.compile(r"\r?(?:\n|\x1b\[A)*")  # of a progress bar, to its own line
 
     def __init__(self, stream): self.stream = stream
 
     def write(self, text):
-        is_bar = self.stream is not sys.__stdout__ and self.bar.fullmatch(text)
-        return self.stream.write(text if is_bar else "\n".join(map(printable, text.split("\n"))))
+        start = self.moves.match(text)[0] if self.stream is not sys.__stdout__ else ""
+        return self.stream.write(start + "\n".join(map(printable, text[len(start):].split("\n"))))
 
     def __getattr__(self, name): return getattr(self.stream, name)
 

@@ -1,4 +1,5 @@
 "The command line as its users meet it: what works, what it says when it cannot, and what a kill leaves behind."
+import io
 import json
 import os
 import random
@@ -19,7 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from course_lib import combine, data
-from course_lib.cli import argument_comments, main, verdict
+from course_lib.cli import Harmless, argument_comments, main, verdict
 from course_lib.core import models, networks, open_bundle
 
 
@@ -144,6 +145,16 @@ def test_a_score_stands_beside_that_of_guessing(metrics, says):
     said = verdict(splits, metrics)
     assert said.startswith(says) and bool(said) == bool(says) and ("guessing" in said) == ("guessing" in says)
     assert verdict(SimpleNamespace(task="detection"), dict(valid_map=0.25)) == ": map 0.250 on validation images"
+    assert verdict(splits, dict(valid_f1=0.5, valid_rows=[1])) == ": f1 0.500 on validation images"  # a plug-in's
+
+
+def test_a_terminal_obeys_progress_bars_only(monkeypatch):
+    out, err = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "__stdout__", out)
+    for text in ("\r 50%|##  | 5/10", "\n\n\x1b[A", "a\x1b[2Jb\n", "\rname\u202e"):
+        for stream in (out, err): Harmless(stream).write(text)
+    assert err.getvalue() == "\r 50%|##  | 5/10\n\n\x1b[Aa\\x1b[2Jb\n\rname\\u202e"
+    assert not re.search("[\r\x1b\u202e]", out.getvalue()) and out.getvalue().count("\n") == 3
 
 
 @pytest.mark.parametrize("words, says", [
