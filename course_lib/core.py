@@ -562,19 +562,20 @@ def open_bundle(
 def _of_one_time(folder: Path, work):
     "What work(folder) finds in a bundle; once more if the bundle was replaced meanwhile."
     for _ in range(20):
-        before = _said(folder)
+        before = _version(folder)
         try: found = work(folder)
         except CourseError:
-            if _said(folder) == before: raise
+            if _version(folder) == before: raise
         else:
-            if _said(folder) == before: return found
+            if _version(folder) == before: return found
     raise CourseError(f"'{folder}' is replaced all the time: copy it first")
 
 
-def _said(folder: Path) -> bytes:
-    "The bytes of a bundle's description; none if it is not there."
-    try: return (Path(folder) / "model.json").read_bytes()
-    except OSError: return b""
+def _version(folder: Path) -> tuple:
+    "What tells a bundle from the one that took its place; () if there is none. Nothing is read."
+    try: state = (Path(folder) / "model.json").stat()
+    except OSError: return ()
+    return state.st_ino, state.st_mtime_ns, state.st_size
 
 
 # %% ../nbs/00b_core.ipynb #4801b4e2
