@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from .caches import cache_file, new_array
-from .core import CourseError, home, progress, readers, sources
+from .core import CourseError, documented, home, progress, readers, sources
 from .decoding import eight_bits, grey_values, plain_errors, read_image, scale_for
 from .specs import Finding, is_path, parse_spec
 
@@ -101,7 +101,7 @@ SINGLE, MULTI, DETECTION = "single-label", "multi-label", "detection"  # the kin
 NAMES = ("train", "valid", "test")  # of the splits
 
 
-@dataclass
+@dataclass(repr=False)
 class Images:
     "One split: images by index, decoded when asked for. `dataset[i]` is (uint8 [H, W, 3], target)."
     names: list[str]    # one per image, for messages and predictions
@@ -114,6 +114,8 @@ class Images:
     def __len__(self): return len(self.names)
 
     def __getitem__(self, i: int): return self.read(i), self.targets[i]
+
+    def __repr__(self): return f"<{len(self)} images: {self.task}, {len(self.classes)} classes>"
 
     def subset(self,
         indices: Iterable[int],  # which images, in which order; or a mask: True or False for each image
@@ -141,7 +143,7 @@ class _Chosen:
     def __call__(self, i: int) -> np.ndarray: return self.read(self.indices[i])
 
 # %% ../nbs/01_data.ipynb #6b10ddea
-@dataclass
+@dataclass(repr=False)
 class Splits:
     "The three splits of a data set."
     train: Images
@@ -163,11 +165,12 @@ class Splits:
         if name not in NAMES: raise CourseError(f"unknown split '{name}': choose from {', '.join(NAMES)}")
         return getattr(self, name)
 
-    def __str__(self):
+    def __repr__(self):
         sizes = ", ".join(f"{len(self[name])} {name}" for name in NAMES)
         return f"{self.spec}: {self.task}, {len(self.classes)} classes, {sizes}"
 
 # %% ../nbs/01_data.ipynb #63d2a52d
+@documented
 def load(
     spec: str,       # 'streets?condition=night', 'cifar10', a folder, a zip, a COCO json
     seed: int = 0,   # of the splits that the data does not bring along, and of generated data

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_area
 from .boxes import decode, intersection_and_union, iou, nms
-from .core import Bundle, CourseError, formats, within
+from .core import Bundle, CourseError, formats, predictors, within
 from .data import DETECTION, Splits, resize
 from .ssd import SSD, heads, multibox_loss
 from .loop import History, Job, learn
 from .training import Recipe, tasks
 from .options import RANDOM, Weights
-from .predictors import Architecture, Saved, about_training, network, predictors
+from .predictors import Saved, about_training, network
 from .device import autocast, keep_memory
 from .weights import RAW
 from .transfer import stages, unfreeze
@@ -149,7 +149,7 @@ class Detection:
 
 
 # %% ../nbs/15_detection.ipynb #1752fa6a
-@dataclass
+@dataclass(repr=False)
 class Detector(Saved):
     "A trained detector, from images of any size to boxes in their pixels."
     classes: list[str]      # K names
@@ -160,6 +160,8 @@ class Detector(Saved):
     about: dict = field(default_factory=dict)  # how it was made
     task: str = DETECTION
     bundle_format: ClassVar[str] = "detector"
+    fit = "squash"
+    batch = 8
 
     def __post_init__(self):
         super().__post_init__()
@@ -171,15 +173,22 @@ class Detector(Saved):
     ) -> list[dict]:  # for each: boxes float32 [M, 4] in its pixels, labels [M] from 1, scores [M]
         "What is where, most probable first; at most 100 detections of an image."
         found = []
-        for start in range(0, len(images), 8):
-            part = images[start:start + 8]
-            answers = detections(
-                self._answers(np.stack([resize(image, self.size, "squash") for image in part])),
-                self.size,
-                least,
-            )
-            found += [enlarged(answer, image.shape[:2], self.size) for answer, image in zip(answers, part)]
+        for start in range(0, len(images), self.batch):
+            part = images[start:start + self.batch]
+            squares = [resize(image, self.size, self.fit) for image in part]
+            found += self._found(squares, [image.shape[:2] for image in part], least)
         return found
+
+    def _found(self, squares, shapes, least):  # uint8 [S, S, 3] each; height and width of their images
+        answers = detections(self._answers(np.stack(squares)), self.size, least)
+        return [enlarged(answer, shape, self.size) for answer, shape in zip(answers, shapes)]
+
+    def _answer(self, squares, shapes, top_k, threshold):  # as of `Predicts`
+        least = self.threshold if threshold is None else threshold
+        for found in self._found(squares, shapes, min(least, 0.01)):
+            sure = (found["scores"] >= least).nonzero()[:top_k, 0]
+            labels = [self.classes[label - 1] for label in found["labels"][sure].tolist()]
+            yield dict(labels=labels, scores=found["scores"][sure].tolist(), boxes=found["boxes"][sure].numpy())
 
     @property
     def anchors(self) -> Tensor:
@@ -286,16 +295,17 @@ def learn_detector(
 # %% ../nbs/15_detection.ipynb #fe4a8965
 @predictors.register("detection")
 def trained_detector(
-    architecture: Architecture,
+    name: str,        # in `networks`
     job: Job,         # that was done
-    arguments: dict,  # of `architecture.build`
+    arguments: dict,  # of that function
     history: History,
 ) -> Detector:
     """The network as a predictor, with the threshold from which on its detections are shown, found on the
     validation split."""
     valid = job.splits.valid
-    trained = Detector(job.model, job.splits.classes, job.input_size, architecture.name, arguments,
+    trained = Detector(job.model, job.splits.classes, job.input_size, name, arguments,
                        about=about_training(job, history))
+    trained.scales = job.splits.scales
     if len(valid):
         found = [one for i in range(len(valid)) for one in trained.detect([valid.read(i)])]
         trained.threshold = best_threshold(found, valid.targets)

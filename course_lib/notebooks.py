@@ -27,6 +27,7 @@ from time import perf_counter
 
 import psutil
 import course_lib
+import textwrap
 from .core import RESULT, CourseError, layouts, library_sources, models, progress, sources, versions
 
 # %% ../nbs/90b_notebooks.ipynb #255e5a6c
@@ -503,31 +504,40 @@ def records(
     folder: Path,  # with files of `record_runs`; others are passed over
 ) -> str:
     """What was recorded on real images, a row for each model and its options: test scores, mean and
-    deviation over seeds."""
-    def flag(name, value):
-        return f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
-    def command(run):
-        return " ".join([run["model"], *(flag(*option) for option in run["options"].items())])
-    table = [("images", "score", "mean ± sd", "seeds", "minutes", "course train")]
+    deviation over seeds. Below the table are the commands."""
+    table = [("run", "images", "model", "score", "mean ± sd", "seeds", "minutes")]
+    commands = []
     for path in sorted(Path(folder).glob("*.json")):
         stored = json.loads(path.read_text(encoding="utf-8"))
         runs = stored.get("runs", []) if isinstance(stored, dict) else []
         if not runs or "data" not in runs[0]: continue
-        key, name = ("map_50", "mAP@0.50") if "test_map_50" in runs[0] else ("accuracy", "accuracy")
-        for line in dict.fromkeys(map(command, runs)):
-            own = [run for run in runs if command(run) == line]
-            scores, slowest = [run[f"test_{key}"] for run in own], max(run["train_seconds"] for run in own)
-            table.append(
-                (
-                    runs[0]["data"],
-                    name,
-                    f"{mean(scores):.1%}" + (f" ± {stdev(scores):.1%}" if own[1:] else ""),
-                    str(len(own)),
-                    f"{slowest / 60:.1f}",
-                    line,
-                )
-            )
-    return as_table(table)
+        for line in dict.fromkeys(map(_command, runs)):
+            commands.append(line)
+            own = [run for run in runs if _command(run) == line]
+            table.append((str(len(commands)), runs[0]["data"], own[0]["model"], *_scores_of(own)))
+    numbered = "\n".join(f"# {i}\n{line}" for i, line in enumerate(commands, 1))
+    return f"{as_table(table)}\n\n```sh\n{numbered}\n```"
+
+
+def _scores_of(runs: list[dict]) -> tuple[str, ...]:
+    "Score, mean and deviation, number of seeds and minutes of runs that differ by their seeds only."
+    key, name = ("map_50", "mAP@0.50") if "test_map_50" in runs[0] else ("accuracy", "accuracy")
+    scores, slowest = [run[f"test_{key}"] for run in runs], max(run["train_seconds"] for run in runs)
+    spread = f" ± {stdev(scores):.1%}" if runs[1:] else ""
+    return name, f"{mean(scores):.1%}{spread}", str(len(runs)), f"{slowest / 60:.1f}"
+
+
+# %% ../nbs/90b_notebooks.ipynb #d88c41e7
+def _command(
+    run: dict,  # as `record_runs` wrote it
+) -> str:
+    "The words that repeat it, in lines of at most 100 characters."
+    words = ["course train", run["model"], f"--data '{run['data']}'"]
+    for name, value in run["options"].items():
+        words.append(f"--{name.replace('_', '-')}" + ("" if value is True else f"\xa0{value}"))  # not torn
+    how = dict(subsequent_indent="    ", break_on_hyphens=False, break_long_words=False)
+    return textwrap.fill(" ".join(words), 98, **how).replace("\n", " \\\n").replace("\xa0", " ")
+
 
 # %% ../nbs/90b_notebooks.ipynb #60472d8a
 def imports(

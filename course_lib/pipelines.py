@@ -16,10 +16,11 @@ from .core import Bundle, CourseError, formats, save_bundle, versions
 from .data import SINGLE, resize
 from .evaluation import decision_scores
 from .pipeline_files import LARGEST, load_pipeline, number, to_files, whole
+from .predictions import Predicts
 
 # %% ../nbs/04c_pipelines.ipynb #5c870abf
-@dataclass
-class Shallow:
+@dataclass(repr=False)
+class Shallow(Predicts):
     "A trained scikit-learn pipeline from images to classes, with calibrated probabilities."
     pipeline: Pipeline        # uint8 [N, size, size, 3] -> scores
     classes: list[str]        # K names
@@ -27,6 +28,7 @@ class Shallow:
     temperature: float = 1.0  # scores are divided by it before they become probabilities
     about: dict = field(default_factory=dict)  # how it was made, for the bundle
     task: str = SINGLE
+    held_out = None  # [N, K], of validation images, before it learnt from them
 
     def scores(self,
         images: np.ndarray,  # uint8 [B, H, W, 3]
@@ -62,7 +64,8 @@ class Shallow:
         def write(part):
             for name, content in files.items(): (part / name).write_bytes(content)
 
-        return save_bundle(folder, {"architecture": "shallow"} | meta | own, write)
+        return save_bundle(folder, {"architecture": "shallow", "data": {"scales": self.scales}} | meta | own,
+                           write)
 
     @classmethod
     def load(cls,

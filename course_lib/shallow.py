@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from joblib import parallel_config
 from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import minimize
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from .core import CourseError, log, models, progress, within
+from .core import CourseError, documented, log, models, progress, within
 from .device import fast_type, threads
 from .data import Splits, pixels
 from .evaluation import decision_scores, single_label, temperature
@@ -176,7 +177,10 @@ def fit_best(
     log.info(f"chosen on {len(y) - n:,} validation images: {best}, accuracy {accuracy[best]:.1%}"
              + refit * f"; trained again on all {len(y):,}")
     pipeline = make_pipeline(features, scaler, model)
-    return Shallow(pipeline, splits.classes, size, temperature(best_scores, y[n:]), about)
+    made = Shallow(pipeline, splits.classes, size, temperature(best_scores, y[n:]), about)
+    made.scales = splits.scales
+    made.held_out = softmax(best_scores / made.temperature, axis=1)  # before it learns from these images
+    return made
 
 # %% ../nbs/04_shallow.ipynb #73786f1f
 def _positive(**options):  # CourseError unless every option that is given, that is not None, is above 0
@@ -217,6 +221,7 @@ def _machines(kernel, c, gamma, landmarks, seed):  # -> candidates(D) for `fit_b
 
 # %% ../nbs/04_shallow.ipynb #4e5dc6eb
 @models.register("svm")
+@documented
 def svm(
     splits: Splits,                 # single-label data
     input_size: int | None = None,  # side of the images; default: their own size, within 32 and 64
@@ -261,6 +266,7 @@ def svm(
 
 # %% ../nbs/04_shallow.ipynb #ac1ef864
 @models.register("forest")
+@documented
 def forest(
     splits: Splits,                   # single-label data
     input_size: int | None = None,    # side of the images; default: their own size, within 32 and 64

@@ -384,7 +384,8 @@ def joined(
 ) -> History:
     "One history; the epochs are counted through."
     rows = [row for history in histories for row in history.rows]
-    return replace(histories[-1], rows=[dict(row, epoch=i + 1) for i, row in enumerate(rows)])
+    rows = [dict(row, epoch=i + 1) for i, row in enumerate(rows)]
+    return replace(histories[-1], rows=rows, before=len(rows) - len(histories[-1].rows))
 
 
 @network("transfer", learn_transfer, idle=HEAD_ALONE, epochs=10, batch_size=32, learning_rate=0.001,

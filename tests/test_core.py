@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from course_lib.cli import main
 from course_lib.core import CourseError, Registry, import_file, library_sources, models, report, sources, within
 
 matplotlib.use("agg")
@@ -222,12 +223,13 @@ def test_a_plot_becomes_a_small_png_that_looks_the_same():
 
 def test_alt_stores_description_troubles_and_closes(monkeypatch):
     shown = []
-    monkeypatch.setattr("IPython.display.display", lambda data, metadata, raw: shown.append((data, metadata)))
+    monkeypatch.setattr("IPython.display.display", lambda data, metadata=None, raw=False: shown.append((data, metadata)))
     fig, ax = plt.subplots()
     ax.set_title("pale", color="yellow")
-    alt(fig, "an empty plot")
-    [(data, metadata)] = shown
-    assert data["text/plain"] == metadata["image/png"]["alt"] == "an empty plot"
+    alt(fig, "a plot where 1 < 2")
+    [(data, metadata), (caption, _)] = shown
+    assert data["text/plain"] == metadata["image/png"]["alt"] == "a plot where 1 < 2"
+    assert caption["text/html"] == "<small>a plot where 1 &lt; 2</small>"
     assert metadata["image/png"]["hard_to_read"] == ["'pale' has a contrast of 1.1 to 1"]
     assert not plt.fignum_exists(fig.number)
 
@@ -458,3 +460,12 @@ def test_no_false_alarms(name):
     troubles = hard_to_read(fig)
     plt.close(fig)
     assert troubles == []
+
+
+def test_a_package_that_only_some_need_is_named_with_its_extra(monkeypatch, capsys, tmp_path):
+    for name in ("course_lib.streets", "course_lib.painting", "course_lib.scenery"): monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.delitem(sources, "streets", raising=False)
+    assert main(["data", "list"]) == 0 and "pip install 'course_lib[streets]'" in capsys.readouterr().out
+    assert main(["train", "svm", "--out", str(tmp_path / "m")]) == 2
+    assert "'streets' needs the package cv2, which is not installed: pip install 'course_lib[streets]'" in capsys.readouterr().err

@@ -153,7 +153,7 @@ def taken(t: Trial) -> None:
     kind, images = t.pick(TAKEN), Path(shutil.copytree(t.made.photos, t.folder.parent / "photos"))
     with ExitStack() as stack:
         out, theirs = _occupied(kind, t.folder, images, stack)
-        commands = [["train", "svm", "--data", images, "--features", "color", "--out", out], ["data", "check", images, "--fix", out],
+        commands = [["train", "svm", "--replace", "--data", images, "--features", "color", "--out", out], ["data", "check", images, "--fix", out],
                     ["data", "render", "--n", "5", "--size", "32", "--out", out]]
         if kind in ("hard link", "device", "read-only"): commands.append(["predict", t.made.bundle("svm"), images, "--out", out])
         for words in t.rng.sample(commands, len(commands)):

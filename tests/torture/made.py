@@ -9,10 +9,10 @@ from making import FRUIT, encoded, fruit, fruit_scenes, put
 from trial import Child, Ran, judge, tree
 
 WORDS = dict(  # what is trained: each takes about a second or two
-    svm=("train", "svm", "--features", "color,hog", "--kernel", "linear"),
-    forest=("train", "forest", "--features", "color", "--trees", "5"),
-    cnn=("train", "cnn", "--epochs", "6", "--size", "small", "--batch-size", "8"),
-    ssd=("train", "ssd", "--weights", "none", "--input-size", "64", "--epochs", "3", "--batch-size", "8", "--width", "32",
+    svm=("train", "svm", "--replace", "--features", "color,hog", "--kernel", "linear"),
+    forest=("train", "forest", "--replace", "--features", "color", "--trees", "5"),
+    cnn=("train", "cnn", "--replace", "--epochs", "6", "--size", "small", "--batch-size", "8"),
+    ssd=("train", "ssd", "--replace", "--weights", "none", "--input-size", "64", "--epochs", "3", "--batch-size", "8", "--width", "32",
          "--head", "lite", "--augment", "near"))
 
 
