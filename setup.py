@@ -8,7 +8,11 @@ config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 
-notebooks, dev = cfg["notebooks_requirements"].split(), cfg["dev_requirements"].split()
+parts = ("streets", "tables", "pretrained", "notebooks", "dev")
+extras = {name: cfg[f"{name}_requirements"].split() for name in parts}
+extras["notebooks"] += extras["streets"]
+extras["dev"] += extras["notebooks"] + extras["tables"]
+extras["all"] = [*extras["notebooks"], *extras["tables"], *extras["pretrained"]]
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
@@ -27,6 +31,6 @@ setup(
     package_data={"course_lib": ["py.typed"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"notebooks": notebooks, "dev": notebooks + dev},
+    extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split("\n")},
 )
