@@ -14,7 +14,7 @@ from course_lib import train
 from course_lib.cli import main
 from course_lib.core import CourseError, open_model
 from course_lib.data import load
-from course_lib.predictions import Prediction, Predictions, as_image, items_of
+from course_lib.predictions import Prediction, Predictions, items_of
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def forms(image):
     "One image in all forms that say the same."
     tensor = torch.from_numpy(image).permute(2, 0, 1)
     return dict(array=image, pil=Image.fromarray(image), tensor=tensor, unit=tensor / 255, floats=image / 255,
-                wide=image.astype(np.int64), half=(tensor / 255).double(), batch=image[None], tensors=tensor[None] / 255,
+                half=(tensor / 255).double(), batch=image[None], tensors=tensor[None] / 255,
                 several=[image], pair=(image,))
 
 
@@ -63,17 +63,15 @@ def test_every_form_of_an_image_gets_the_same_answer(form, model, tmp_path):
     assert answer.size == (48, 40) and answer.read().shape == (40, 48, 3)
 
 
-def test_grey_images_and_flags_become_three_channels():
+def test_grey_images_become_three_channels(model):
     for value in (np.full((4, 5), 7, np.uint8), np.full((4, 5, 1), 7, np.uint8), torch.full((1, 4, 5), 7, dtype=torch.uint8)):
-        assert np.array_equal(as_image(value), np.full((4, 5, 3), 7, np.uint8))
-    assert np.array_equal(as_image(np.array([[True, False]])), [[[255] * 3, [0] * 3]])
+        assert np.array_equal(items_of(value).items[0].read(), np.full((4, 5, 3), 7, np.uint8))
 
 
 @pytest.mark.parametrize("wrong, says", [
-    (np.zeros((3, 20, 30)), "transpose(1, 2, 0)"), (np.zeros((20, 30, 2)), "is no image"), (np.zeros((0, 4, 3)), "is no image"),
-    (np.full((4, 4), 2.5), "fractions from 0 to 1"), (np.full((4, 4), -1), "from 0 to 255"), (np.full((4, 4), np.nan), "are no image"),
-    (np.full((4, 4), 300), "from 0 to 255"), (7, "is no image"), (None, "is no image"), ([], "the list is empty"),
-    (dict(a=1), "is no image"), (np.array(["x"]), "is no image"), ("", "predict what?"), ("http://a.b/c.jpg", "download the image first"),
+    (np.zeros((3, 20, 30)), "transpose(1, 2, 0)"), (np.zeros((20, 30, 2)), "is no image"), (np.zeros((0, 4, 3)), "no pixels"),
+    (np.full((4, 4), 2.5), "0 to 1 are expected"), (np.full((4, 4), -1), "it needs uint8"), (np.full((4, 4), np.nan), "are nan"),
+    (7, "is no image"), (None, "is no image"), ([], "the list is empty"), (dict(a=1), "is no image"), (np.array(["x"]), "is no image"), ("", "predict what?"), ("http://a.b/c.jpg", "download the image first"),
     ("no/such.jpg", "no image, folder or zip 'no/such.jpg'"), ("no/such*.jpg", "no image matches")])
 def test_what_is_no_image_is_refused_in_a_line(wrong, says):
     with pytest.raises(CourseError) as why: items_of(wrong)
