@@ -35,10 +35,11 @@ torture: $(READY)-dev ## maintainers: attacks and faults with random seeds, and 
 
 lab: $(READY) ## write the lessons to my-course/, where what you wrote stays, and open the first in JupyterLab (CPU=1: a smaller PyTorch)
 	$(BIN)/course student my-course
-	@mkdir -p .venv/share/jupyter/lab/settings
-	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' \
-	  > .venv/share/jupyter/lab/settings/overrides.json
-	$(BIN)/jupyter lab --LabApp.extension_manager=readonly my-course/00_start.ipynb
+	@mkdir -p .venv/share/jupyter/lab/settings .venv/share/workspaces
+	@cp lab/overrides.json .venv/share/jupyter/lab/settings/overrides.json
+	@cp -n lab/workspace.json .venv/share/workspaces/default-37a8.jupyterlab-workspace || true
+	JUPYTERLAB_WORKSPACES_DIR=.venv/share/workspaces $(BIN)/jupyter lab --LabApp.extension_manager=readonly --ServerApp.root_dir=. \
+	  my-course/00_start.ipynb
 
 notebooks: $(READY)-dev ## maintainers: run the course and store its outputs in nbs/
 	$(BIN)/nbdev_export

@@ -5,8 +5,8 @@ __all__ = ['LIMIT', 'SCORES', 'TRIALS', 'read', 'write', 'source', 'code_cells',
            'parameters', 'budget', 'overrides', 'finished', 'failure', 'environment', 'execute', 'end', 'Run',
            'reported', 'score', 'collect', 'run', 'require_cuda', 'band', 'outside', 'measure', 'rows', 'leaderboard',
            'as_table', 'leaderboard_figure', 'records', 'imports', 'uses', 'fingerprint', 'records_in', 'stale',
-           'blemishes', 'refresh', 'prose', 'definitions', 'glossary', 'blank', 'student', 'write_student',
-           'wrong_answers', 'with_trials', 'trials']
+           'blemishes', 'refresh', 'prose', 'definitions', 'glossary', 'blank', 'student', 'write_student', 'for_lab',
+           'is_plumbing', 'wrong_answers', 'with_trials', 'trials']
 
 # %% ../nbs/90b_notebooks.ipynb #b55e1986
 import ast
@@ -772,8 +772,34 @@ def write_student(
         shutil.copyfile(path, out / path.relative_to(checkout() / "nbs"))
     kept = [out / path.name for path in chapters() if (out / path.name).exists()]
     new = [path for path in chapters() if out / path.name not in kept]
-    for path in new: write(student(read(path)) if is_lesson(path) else read(path), out / path.name)
+    for path in new: write(for_lab(student(read(path)) if is_lesson(path) else read(path)), out / path.name)
     return [out / path.name for path in new], kept
+
+# %% ../nbs/90b_notebooks.ipynb #0461e592
+def for_lab(
+    nb: dict,  # a notebook
+) -> dict:
+    "A copy as JupyterLab would store it, with its plumbing folded."
+    nb = json.loads(json.dumps(nb))
+    nb["metadata"]["kernelspec"] = dict(display_name="Python 3 (ipykernel)", language="python", name="python3")
+    nb["metadata"]["language_info"] = dict(
+        codemirror_mode=dict(name="ipython", version=3), file_extension=".py", mimetype="text/x-python",
+        name="python", nbconvert_exporter="python", pygments_lexer="ipython3",
+        version=".".join(map(str, sys.version_info[:3])))
+    for cell in nb["cells"]:
+        if cell["cell_type"] == "code" and is_plumbing(source(cell)):
+            cell["metadata"] |= dict(jupyter=dict(source_hidden=True))
+    return nb
+
+
+def is_plumbing(
+    code: str,  # of a cell
+) -> bool:
+    "Whether it only names a module for nbdev, or only imports for the library."
+    if code.startswith("#| default_exp"): return True
+    if not code.startswith("#| export"): return False
+    return all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(code).body)
+
 
 # %% ../nbs/90b_notebooks.ipynb #90b0b005
 def wrong_answers(
