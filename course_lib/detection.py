@@ -313,7 +313,7 @@ def trained_detector(
 
 # %% ../nbs/15_detection.ipynb #1a304d65
 @network("ssd", learn_detector, tasks=(DETECTION,), input_size=320,
-         unused=("label_smoothing", "progressive_resizing", "loss"), idle=RANDOM, epochs=60,
+         unused=("label_smoothing", "progressive_resizing", "loss", "balance"), idle=RANDOM, epochs=60,
          batch_size=8, learning_rate=0.001, weight_decay=0.01, augment="ssd", grad_clip=10.0)
 def ssd(
     classes: int,                    # K, without the background

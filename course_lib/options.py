@@ -39,7 +39,7 @@ def refuse_idle(
 def _loss_decides(values: dict) -> bool: return values["task"] == SINGLE and bool(values.get("loss"))
 
 
-_UNWATCHED = ("constant", "cosine", "linear", "onecycle")  # schedules that go by no score
+_UNWATCHED = ("constant", "cosine", "linear", "onecycle", "rising")  # schedules that go by no score
 OF_RECIPES = (
     Idle(("momentum",), lambda values: values.get("optimizer") == "adamw",
          "with optimizer=adamw: choose optimizer=sgd or muon"),
@@ -48,7 +48,12 @@ OF_RECIPES = (
     Idle(("plateau_patience",), lambda values: values.get("schedule") in _UNWATCHED,
          "but with schedule=plateau; early_stopping_patience ends a training"),
     Idle(("label_smoothing",), _loss_decides,
-         "with a loss of another name, which decides alone: leave out loss", but=(0,)))
+         "with a loss of another name, which decides alone: leave out loss", but=(0,)),
+    Idle(("balance",), lambda values: values["task"] != SINGLE,
+         "but with one label per image; with several labels choose loss=weighted", but=("none",)),
+    Idle(("balance",), _loss_decides,
+         "with a loss of another name, which decides alone: leave out loss, or choose balance=sampling",
+         but=("none", "sampling")))
 
 # %% ../nbs/05d_options.ipynb #9580d809
 Size = Literal["small", "base", "large"]              # of a network

@@ -23,7 +23,7 @@ from .caches import cache_file, new_array
 from .core import CourseError, progress, within
 from .data import Images, pixels, to_float
 from .loop import History, Job, learn, make_task, read_state, write_state
-from .training import Recipe
+from .training import Recipe, drawn_evenly
 from .device import autocast, device_of, half_type, keep_memory, share
 from .options import HEAD_ALONE, Strategy, Weights
 from .predictors import network, tta_views
@@ -186,12 +186,14 @@ class Vectors:
         self.targets = torch.as_tensor(np.array(dataset.targets))
         self.seed, self.device, self.training = recipe.seed, device, training
         self.size = recipe.batch_size if training else 4096
+        self.evenly = training and recipe.balance == "sampling"  # of classes
 
     def __len__(self): return -(-len(self.names) // self.size)
 
     def numbers(self, epoch, step):
         n = len(self.names)
         order = np.random.default_rng((self.seed, epoch)).permutation(n) if self.training else np.arange(n)
+        if self.evenly: order = drawn_evenly(self.targets.numpy(), self.seed, epoch)
         return order[share(n, step, len(self))]
 
     def batch(self, epoch, step):

@@ -51,7 +51,7 @@ def test_what_is_asked_for_arrives_or_is_refused(model, name, tmp_path, monkeypa
     spec = f"streets?n=5&valid=5&test=5&size=32&view={'detection' if model == 'ssd' else 'multi' if model == 'multilabel' else 'single'}"
     assert main(["train", model, "--data", spec, "--out", str(tmp_path / "b"), *words]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    idle = {"momentum": "adamw", "weight_decay": "muon", "plateau_patience": "schedule=plateau"}
+    idle = {"balance": "loss=weighted", "momentum": "adamw", "weight_decay": "muon", "plateau_patience": "schedule=plateau"}
     if "does nothing" in said: assert name in said and idle[name] in said and not arrived
     else: assert "far enough" in said and str(arrived[name]) == str(value), said
 
@@ -92,7 +92,8 @@ IDLE = [
     ("hybrid", dict(augment="shift"), "augment=flip"), ("hybrid", dict(stage_lr_decay=0.5), "strategy=full"), ("hybrid", dict(checkpointing=True), "strategy"),
     ("ssd", dict(weights="none", frozen=2), "weights=none"), ("ssd", dict(weights="none", backbone_lr_scale=0.5), "weights=none"),
     ("cnn", dict(momentum=0.8), "sgd"), ("resnet", dict(weight_decay=0.1), "adamw"), ("cnn", dict(plateau_patience=1), "schedule=plateau"),
-    ("cnn", dict(loss="focal", label_smoothing=0.1), "leave out loss"),
+    ("cnn", dict(loss="focal", label_smoothing=0.1), "leave out loss"), ("cnn", dict(loss="focal", balance="loss"), "balance=sampling"),
+    ("multilabel", dict(balance="loss"), "loss=weighted"),
     ("svm", dict(kernel="linear", gamma=0.3), "kernel=rbf"), ("svm", dict(kernel="linear", landmarks=9), "kernel=rbf"),
     ("svm", dict(features="hog", atoms=50), "features=patches")]
 
@@ -112,7 +113,7 @@ WITH = dict(momentum=dict(optimizer="sgd"), plateau_patience=dict(schedule="plat
 VALUES = dict(grad_clip=1e-3, ema=0.9, epochs=3, warmup=1.0, plateau_patience=0, early_stopping_patience=1, batch_size=7, learning_rate=0.05,
               weight_decay=5.0, label_smoothing=0.3, momentum=0.1, progressive_resizing=0.5, dropout=0.5, tta=2, head_epochs=3,
               head_lr=0.03, keep="best", augment="flip", optimizer="sgd", schedule="constant", with_valid=True, size="large",
-              input_size=24, enlarge=48, backbone="resnet34")
+              input_size=24, enlarge=48, backbone="resnet34", balance="sampling")
 
 
 @pytest.fixture(scope="module")

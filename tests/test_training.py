@@ -23,7 +23,7 @@ from course_lib.cli import main
 from course_lib.core import CourseError, import_file, models, networks, open_model
 from course_lib.data import SINGLE, Images, Splits, load, pixels
 from course_lib.evaluation import evaluate, recorded
-from course_lib.training import Classification, Recipe, learning_rate, losses, schedules, tasks
+from course_lib.training import Classification, Recipe, drawn_evenly, image_weights, learning_rate, losses, schedules, tasks
 from course_lib.loop import Callback, Job, fit, learn, measure
 from course_lib.multilabel import MultiLabel
 from course_lib.notebooks import checkout
@@ -85,7 +85,7 @@ class Failing(Classification):
 @pytest.mark.parametrize("wrong", [dict(epochs=0), dict(batch_size=0), dict(learning_rate=-1), dict(accumulate=99), dict(ema=2.0),
                                    dict(label_smoothing=-0.1), dict(keep="first"), dict(precision="int8"), dict(momentum=3),
                                    dict(optimizer="adam"), dict(schedule="cos"), dict(augment="flip,shfit"), dict(warmup=99.0),
-                                   dict(learning_rate=math.nan)])
+                                   dict(learning_rate=math.nan), dict(balance="both")])
 def test_recipes_that_make_no_sense_are_refused(wrong):
     with pytest.raises(CourseError): Recipe(**wrong)
 
@@ -103,6 +103,89 @@ def test_plateau_counts_only_epochs_without_a_better_score():
     rate = lambda scores: learning_rate(recipe, 10 * len(scores), 10, scores)
     assert rate([.1, .2, .3, .4]) == 1 and rate([.5, .4, .4]) == 1
     assert rate([.5, .4, .4, .4]) == pytest.approx(.1) and rate([.5] + [.4] * 6) == pytest.approx(.01)
+
+
+# ---- rare classes
+
+@pytest.fixture(scope="module")
+def uneven(splits):
+    "Of the classes a, b, c there are 30, 30 and 3 training images."
+    rare = [i for i, target in enumerate(splits.train.targets) if target == 2]
+    return replace(splits, train=splits.train.subset([i for i in range(90) if i not in rare[3:]]))
+
+
+def test_weights_of_images_are_the_inverse_shares_with_a_mean_of_one(uneven):
+    task, targets = tasks[SINGLE](uneven, 32, Recipe(balance="loss")), torch.tensor(uneven.train.targets)
+    each = image_weights(targets, task.class_shares)
+    assert torch.allclose(each[targets == 0], torch.tensor(63 / 90)) and torch.allclose(each[targets == 2], torch.tensor(7.0))
+    assert each.mean().item() == pytest.approx(1)
+    mixed = torch.tensor([[0.25, 0.0, 0.75]])
+    assert image_weights(mixed, task.class_shares).item() == pytest.approx(0.25 * 0.7 + 0.75 * 7)
+    shares = torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64)  # a class without images weighs like the rarest
+    assert image_weights(torch.tensor([0, 1, 2]), shares).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_balanced_loss_is_that_of_weighted_images(uneven, smoothing):
+    task = tasks[SINGLE](uneven, 32, Recipe(balance="loss", label_smoothing=smoothing))
+    logits, targets = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 0, 0, 2])
+    log_p, weights = logits.log_softmax(1), torch.tensor([0.7, 0.7, 7.0])[targets]
+    wanted = torch.eye(3)[targets] * (1 - smoothing) + smoothing / 3
+    by_hand = (weights * -(wanted * log_p).sum(1)).mean()
+    assert torch.allclose(task.loss(logits, targets), by_hand)
+    assert torch.allclose(task.loss(logits, torch.eye(3)[targets]), by_hand)  # as probabilities, too
+    parts = sum(task.loss(logits[part], targets[part]) * len(targets[part]) / 8 for part in (slice(0, 3), slice(3, 8)))
+    assert torch.allclose(parts, by_hand)  # parts of a batch add up to the whole
+
+
+def test_sampling_draws_every_class_equally_often_and_every_image_of_it(uneven):
+    targets = np.array(uneven.train.targets)
+    epochs = [drawn_evenly(targets, 5, epoch) for epoch in range(400)]
+    assert all(len(epoch) == 63 for epoch in epochs) and not np.array_equal(epochs[0], epochs[1])
+    assert np.array_equal(epochs[7], drawn_evenly(targets, 5, 7)) and not np.array_equal(epochs[7], drawn_evenly(targets, 6, 7))
+    counts = np.bincount(np.concatenate(epochs), minlength=63)
+    assert np.allclose([counts[targets == k].sum() / counts.sum() for k in range(3)], 1 / 3, atol=0.015)
+    assert np.allclose(counts[targets == 2] / counts.sum(), 1 / 9, atol=0.01) and counts.min() > 0
+
+
+def test_sampling_changes_batches_of_training_alone_and_their_files_fit(uneven):
+    task = tasks[SINGLE](uneven, 32, Recipe(balance="sampling", augment="", **CALM))
+    train, valid = task.loader(uneven.train, torch.device("cpu"), True), task.loader(uneven.valid, torch.device("cpu"))
+    images, targets = train.batch(3, 1)
+    again = task.loader(uneven.train, torch.device("cpu"), True).batch(3, 1)
+    assert torch.equal(images, again[0]) and torch.equal(targets, again[1])
+    assert train.files(3, 1) == [uneven.train.names[i] for i in drawn_evenly(np.array(uneven.train.targets), 3, 3)[15:31]]
+    assert [uneven.train.targets[uneven.train.names.index(name)] for name in train.files(3, 1)] == targets.tolist()
+    assert valid.files(0, 0) == uneven.valid.names
+
+
+def test_without_balance_nothing_is_drawn_or_weighed_anew(uneven):
+    task = tasks[SINGLE](uneven, 32, Recipe(label_smoothing=0.1, **CALM))
+    loader = task.loader(uneven.train, torch.device("cpu"), True)
+    order = np.concatenate([loader.batches.numbers(2, step) for step in range(len(loader))])
+    assert np.array_equal(order, np.random.default_rng((3, 2)).permutation(63))
+    logits, targets = torch.randn(9, 3), torch.tensor([0, 1, 2] * 3)
+    assert torch.equal(task.loss(logits, targets), nn.functional.cross_entropy(logits, targets, label_smoothing=0.1))
+
+
+def test_each_balance_makes_other_weights_and_finds_the_rare_class(uneven):
+    found = {}
+    for balance in ("none", "loss", "sampling"):
+        model, recipe = net(dropout=0.0), Recipe(epochs=4, learning_rate=0.01, balance=balance, **CALM)
+        fit(model, uneven, recipe, 32)
+        task = tasks[SINGLE](uneven, 32, recipe)
+        confusion = np.array(measure(model, task, task.loader(uneven.test, torch.device("cpu")))["confusion"])
+        found[balance] = confusion[2].sum(), confusion[2, 2]
+    assert found["none"][1] < min(found["loss"][1], found["sampling"][1]) and found["none"][0] == 20
+
+
+def test_balance_is_for_one_label_per_image():
+    several, boxes = load("streets?view=multi&n=10&valid=5&test=5"), load("streets?view=detection&n=5&valid=5&test=5")
+    for balance in ("loss", "sampling"):
+        with pytest.raises(CourseError, match="one label per image"): MultiLabel(several, 32, Recipe(balance=balance))
+        with pytest.raises(CourseError, match="does nothing.*loss=weighted"): models["cnn"](several, balance=balance)
+    assert "balance" not in signature(models["ssd"]).parameters
+    with pytest.raises(TypeError): models["ssd"](boxes, balance="loss")
 
 
 # ---- the loop
@@ -145,7 +228,7 @@ def test_same_seed_same_weights_and_another_seed_others(splits):
 
 KINDS = [dict(), dict(optimizer="sgd", schedule="plateau", learning_rate=0.05, plateau_patience=0),
          dict(ema=0.9, grad_clip=0.5, accumulate=3), dict(keep="best", early_stopping_patience=2, schedule="cosine"),
-         dict(precision="fp32", warmup=1.0, label_smoothing=0.1)]
+         dict(precision="fp32", warmup=1.0, label_smoothing=0.1), dict(balance="loss"), dict(balance="sampling")]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: ",".join(k) or "plain")

@@ -18,10 +18,10 @@ from course_lib.core import CourseError, models, open_model
 from course_lib.data import load, pixels, resize, to_float
 from course_lib.doctor import write_splits
 from course_lib.evaluation import evaluate
-from course_lib.training import Recipe, groups
+from course_lib.training import Recipe, drawn_evenly, groups
 from course_lib.loop import Job, fit, make_task
 from course_lib.weights import RAW, at_hand, build, pretrained, published
-from course_lib.transfer import (Backbone, Transfer, embeddings, learn_transfer, phases, stages,
+from course_lib.transfer import (Backbone, Transfer, Vectors, embeddings, learn_transfer, phases, stages,
                                  take_head, unfreeze)
 
 NAMES = ("vgg16 resnet50 resnet101 densenet121 mobilenet_v2 efficientnet_b0 efficientnet_b1 vit_b_16 convnext_tiny swin_t "
@@ -291,3 +291,14 @@ def test_a_few_photos_of_two_classes_make_a_model(tmp_path, capsys):
     assert main(["predict", str(tmp_path / "B"), str(folder / "car"), "--top-k", "1"]) == 0
     said = capsys.readouterr().out
     assert said.count(": car") > said.count(": motorcycle")
+
+
+def test_embeddings_of_rare_classes_are_drawn_as_often_as_others():
+    data = load("streets?n=20&valid=5&test=5").train
+    vectors, recipe = np.arange(40, dtype=np.float32).reshape(20, 1, 2), Recipe(batch_size=8, balance="sampling")
+    train, measured = (Vectors(vectors, data, recipe, torch.device("cpu"), training) for training in (True, False))
+    drawn = np.concatenate([train.numbers(4, step) for step in range(len(train))])
+    assert np.array_equal(drawn, drawn_evenly(np.array(data.targets), 0, 4)) and len(set(drawn)) < 20
+    inputs, targets = train.batch(4, 1)
+    assert (inputs[:, 0] / 2).tolist() == train.numbers(4, 1).tolist() and targets.tolist() == [data.targets[i] for i in train.numbers(4, 1)]
+    assert measured.numbers(0, 0).tolist() == list(range(20))
