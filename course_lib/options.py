@@ -41,6 +41,8 @@ def _loss_decides(values: dict) -> bool: return values["task"] == SINGLE and boo
 
 _UNWATCHED = ("constant", "cosine", "linear", "onecycle", "rising")  # schedules that go by no score
 OF_RECIPES = (
+    Idle(("learning_rate",), lambda values: values.get("find_lr", False),
+         "with find_lr, which finds one: choose one of the two"),
     Idle(("momentum",), lambda values: values.get("optimizer") == "adamw",
          "with optimizer=adamw: choose optimizer=sgd or muon"),
     Idle(("weight_decay",), lambda values: values.get("optimizer") == "muon",

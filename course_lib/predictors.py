@@ -24,6 +24,7 @@ from course_lib.core import (
     CourseError,
     documented,
     formats,
+    log,
     models,
     networks,
     predictors,
@@ -32,6 +33,7 @@ from course_lib.core import (
     within,
 )
 from .device import as_it_fits, autocast, device_of, keep_memory
+from .figures import write_figure
 from .data import DETECTION, MULTI, SINGLE, Splits, pixels, to_float
 from .combine import concat
 from .evaluation import temperature
@@ -266,10 +268,12 @@ class Architecture:
         recipe = [p.replace(default=self.defaults.get(p.name, p.default),
                             annotation=NAMED.get(p.name, p.annotation)) for p in arguments_of(Recipe)]
         general = [p.replace(default=self.input_size) if p.name == "input_size" else p for p in general]
+        # a range test needs the plain loop: others load weights first, or learn in several steps
+        unused = self.unused if self.learn is learn else (*self.unused, "find_lr")
         found = {
             p.name: p.replace(kind=p.KEYWORD_ONLY)
             for p in (*recipe, *own, *general)
-            if p.name not in self.unused
+            if p.name not in unused
         }
         order = [p.name for p in (*general, *own, *recipe)]
         return [splits, *(found[name] for name in dict.fromkeys(order) if name in found)]
@@ -367,6 +371,7 @@ def train_network(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",  # auto: the best there is
     resume: bool = False,            # go on with the unfinished run beside the bundle, if there is one
     with_valid: bool = False,        # learn from the validation images too: none are left to choose by
+    find_lr: bool = False,           # first find the learning rate by a range test (Smith 2017)
     folder: Path | None = None,      # for checkpoints and TensorBoard's files
     **options,                       # of the network, of how it learns and predicts, and of the recipe
 ):
@@ -398,11 +403,22 @@ def train_network(
         device,
     )
     job.task = make_task(model, splits, job.input_size, recipe)
+    if find_lr: job.recipe = replace(recipe, learning_rate=_found_rate(job))
     history = architecture.learn(job, **how)
     trained = predictors[splits.task](architecture.name, job, arguments, history, **finally_)
     if architecture.finish: architecture.finish(trained, splits)
     trained.run_folder = folder
     return trained
+
+# %% ../nbs/05c_predictors.ipynb #35ddc7c1
+def _found_rate(job: Job) -> float:
+    "The learning rate that a range test suggests; its figure goes to the job's folder."
+    from course_lib.rates import find_rate
+    found = find_rate(job)
+    log.info(f"range test: {found}")
+    if job.folder: write_figure(found.plot(), job.folder / "learning_rate.png")
+    return found.suggestion
+
 
 # %% ../nbs/05c_predictors.ipynb #1212695d
 @predictors.register("single-label")

@@ -20,10 +20,12 @@ from .training import Recipe, schedules
 DECADES = 7  # powers of ten between the first rate and the last
 
 
-@schedules.register("rising")
 def rising(step, steps, scores, patience) -> float:
     "Up from a ten millionth, by the same factor at each step: for a range test (Smith 2017, section 3.3)."
     return 10 ** (DECADES * (step / max(steps - 1, 1) - 1))
+
+
+schedules.add("rising", rising)  # known as soon as a test is made; no choice for a whole training
 
 # %% ../nbs/05e_rates.ipynb #a2248a40
 class OneEpoch:

@@ -202,6 +202,7 @@ def defaults_of(
 LEFT = {  # the files of a run's folder
     "args.yaml": "what was asked for, and the defaults",
     "metrics.csv": "a row for each epoch",
+    "learning_rate.png": "the range test that found the learning rate, if one was asked for",
     "curves.png": "losses, score and learning rate by epoch",
     "confusion.png": "which classes are taken for which",
     "precision_recall.png": "precision and recall of each class at each threshold",

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import CourseError, Registry, within
+from .core import CourseError, Registry, documented, within
 from .data import SINGLE, Batches, Images, Splits, flip, pixels, shift, to_float
 
 if TYPE_CHECKING: from torchmetrics import MetricCollection
@@ -165,6 +165,7 @@ def sgd(
 Balance = Literal["none", "loss", "sampling"]  # what is done about rare classes
 
 
+@documented
 @dataclass(frozen=True)
 class Recipe:
     "How to train: what decides a run besides model and data. CourseError for values that make no sense."
