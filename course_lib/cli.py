@@ -3,9 +3,9 @@
 # %% auto #0
 __all__ = ['SHORT', 'PATHS', 'SPEC', 'CONDITIONS', 'add_options', 'option_type', 'data_list', 'refuse_unknown', 'data_check',
            'data_render', 'train', 'trained', 'shown', 'tell', 'train_list', 'untrained', 'evaluate_bundle',
-           'score_table', 'predict', 'make_room', 'write_out', 'as_file', 'drawn_files', 'save_image', 'cache_show',
-           'cache_clear', 'cache_table', 'student_edition', 'notebooks_run', 'Parser', 'make_parser', 'natural',
-           'named_model', 'with_config', 'run', 'Harmless', 'Speaker', 'main']
+           'score_table', 'predict', 'make_room', 'write_out', 'as_file', 'drawn_files', 'saving', 'save_image',
+           'cache_show', 'cache_clear', 'cache_table', 'student_edition', 'notebooks_run', 'Parser', 'make_parser',
+           'natural', 'named_model', 'with_config', 'run', 'Harmless', 'Speaker', 'main']
 
 # %% ../nbs/91b_cli.ipynb #978519c2
 import argparse
@@ -20,6 +20,7 @@ import shlex
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -262,16 +263,17 @@ def predict(args) -> int:
     if args.draw and not hasattr(predictor, "detect"):
         raise CourseError("--draw is for detectors: this bundle says what is on an image, not where")
     found = items_of(args.images, predictor.scales)
-    drawn = drawn_files(args.draw, found.items) if args.draw else []
+    drawn = drawn_files(args.draw, found) if args.draw else []
     originals = [*map(Path, args.images), *(item.path for item in found.items)]
     make_room(originals, args.bundle, [*drawn, *([Path(args.out)] if args.out else [])])
     results, started = Predictions(), time.perf_counter()
     answers = predictor.answers(found.items, args.top_k, args.threshold, args.batch_size)
     quiet = True if not args.out and sys.stdout.isatty() else None  # the lines show how far it is
-    for one in progress(answers, "predicting", total=len(found.items), unit="images", disable=quiet):
-        if drawn and not one.error: save_image(one.drawn(), drawn[len(results)])
-        if not args.out: print(one)
-        results.append(one)
+    with saving(drawn, found.rate) as save:
+        for one in progress(answers, "predicting", total=len(found.items), unit="images", disable=quiet):
+            if drawn and not one.error: save(one.drawn(), len(results))
+            if not args.out: print(one)
+            results.append(one)
     if args.out: write_out(Path(args.out), as_file(results, args.out))
     seconds, unread = time.perf_counter() - started, sum(bool(one.error) for one in results)
     print(f"{len(results)} images in {seconds:.1f} s ({len(results) / seconds:.0f} images/s)"
@@ -325,15 +327,17 @@ def as_file(
     if ending == ".csv": return results.to_csv().encode()
     if ending != ".parquet": return json.dumps([one.as_dict() for one in results], indent=2).encode()
     try: return results.to_df().to_parquet()
-    except ImportError: raise CourseError("parquet needs pandas and pyarrow: pip install pandas pyarrow") from None
+    except ImportError: raise CourseError("parquet needs pip install pandas pyarrow") from None
 
 
 # %% ../nbs/91b_cli.ipynb #fec767fb
 def drawn_files(
-    out: str,     # a folder, or for a single image perhaps its new name
-    items: list,  # of `Item`
+    out: str,  # a folder, or for a single image perhaps its new name; for a video its new name
+    found,     # what was found: `Found`
 ) -> list[Path]:
     "Where each drawn image goes: as a JPEG, under its own name. CourseError for two with one name."
+    items = found.items
+    if found.rate: return [Path(out)]
     if len(items) == 1 and Path(out).suffix.lower() in (".jpg", ".jpeg", ".png"): return [Path(out)]
     paths = [Path(out) / _drawn_name(Path(item.name)) for item in items]
     twice = [path for path, n in Counter(paths).items() if n > 1]
@@ -346,6 +350,17 @@ def _drawn_name(name: Path) -> Path:
     inside = Path(name.name) if name.is_absolute() or ".." in name.parts else name
     return inside if name.suffix.lower() in (".jpg", ".jpeg") else Path(f"{inside}.jpg")
 
+# %% ../nbs/91b_cli.ipynb #434586be
+@contextmanager
+def saving(
+    drawn: list[Path],  # of `drawn_files`
+    rate: float,        # of a video, frames in a second; 0: these are images
+):
+    "A function that saves the drawn image of a number: as a file of its own, or as a video's next frame."
+    if not drawn or not rate: yield lambda image, i: save_image(image, drawn[i])
+    else:
+        from course_lib.predictions import video_writer
+        with video_writer(drawn[0], rate) as put: yield lambda image, i: put(image)
 
 # %% ../nbs/91b_cli.ipynb #302a516e
 def save_image(
@@ -552,7 +567,7 @@ def named_model(
     _general_options(finder)
     return finder.parse_known_args(words)[0].model
 
-
+# %% ../nbs/91b_cli.ipynb #4ae8072d
 def _add_train(commands, model: str | None) -> None:
     action = _add(commands, "train", train, "train a model on your images")
     _general_options(action)
@@ -604,7 +619,7 @@ def _add_use(commands) -> None:
     _add_device(action)
     action = _add(commands, "predict", predict, "say what is on images")
     action.add_argument("bundle", metavar="BUNDLE", help="a folder written by `course train`")
-    text = "images, folders or zips of images, or patterns in quotes: 'x/*.jpg'"
+    text = "images, folders or zips of images, or patterns in quotes: 'x/*.jpg'; or a video (film.mp4)"
     action.add_argument("images", metavar="IMAGE_OR_DIR", nargs="+", help=text)
     action.add_argument(
         "--top-k",
@@ -617,16 +632,17 @@ def _add_use(commands) -> None:
     text = "write there instead of to the screen: a table for .csv and .parquet, else json"
     action.add_argument("--out", metavar="FILE", help=text)
     action.add_argument(
-        "--draw", metavar="OUT", help="a folder for the images with boxes and names drawn; for detectors"
+        "--draw",
+        metavar="OUT",
+        help="a folder for the images with boxes and names drawn, or an .mp4 for a video; for detectors",
     )
     action.add_argument("--batch-size", type=int, help="images at once (default: 64; with boxes 8)")
     _add_device(action)
 
-
+# %% ../nbs/91b_cli.ipynb #337d4d01
 def _add_device(action) -> None:
     text = "where to compute (default: the GPU, if PyTorch can use one, else the processor)"
     action.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], help=text)
-
 
 # %% ../nbs/91b_cli.ipynb #b198b2e0
 def _add_cache(commands) -> None:

@@ -179,7 +179,8 @@ class Registry(dict):
         except ModuleNotFoundError as why:
             if why.name not in EXTRAS: raise
             how = f"pip install 'course_lib[{EXTRAS[why.name]}]'"
-            raise CourseError(f"'{name}' needs the package {why.name}, which is not installed: {how}") from None
+            what = f"'{name}' needs the package {why.name}, which is not installed"
+            raise CourseError(f"{what}: {how}") from None
 
     def __missing__(self, name):
         home = self.homes().get(name)
@@ -722,7 +723,8 @@ def model_in(
     except Exception as error: raise _unusable(bundle, error) from error  # it may fail anywhere
     try: _try_out(predictor, bundle.meta)
     except Exception as error: raise _unusable(bundle, error) from error
-    predictor.scales = bundle.meta.get("data", {}).get("scales", {})  # of images with more than 8 bits
+    if hasattr(predictor, "scales"):  # of images with more than 8 bits
+        predictor.scales = bundle.meta.get("data", {}).get("scales", {})
     return predictor
 
 

@@ -188,7 +188,8 @@ class Detector(Saved):
         for found in self._found(squares, shapes, min(least, 0.01)):
             sure = (found["scores"] >= least).nonzero()[:top_k, 0]
             labels = [self.classes[label - 1] for label in found["labels"][sure].tolist()]
-            yield dict(labels=labels, scores=found["scores"][sure].tolist(), boxes=found["boxes"][sure].numpy())
+            scores, boxes = found["scores"][sure].tolist(), found["boxes"][sure].numpy()
+            yield dict(labels=labels, scores=scores, boxes=boxes)
 
     @property
     def anchors(self) -> Tensor:

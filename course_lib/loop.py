@@ -31,7 +31,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from .core import CourseError, documented, log, of_torchrun, predictors, progress, write_whole, writing
+from .core import (CourseError, documented, log, of_torchrun, predictors, progress, write_whole,
+                             writing)
 from .device import (as_float, averaged, keep_memory, make_accelerator, own_randomness, seed_step,
                               share, training_layers)
 from .data import Images, Splits
@@ -100,7 +101,7 @@ def forget(
     for path in Path(folder).rglob("*.pt"):
         if path.name in STATES: path.unlink(missing_ok=True)
 
-
+# %% ../nbs/05b_loop.ipynb #e3ffd284
 def is_unfinished(
     folder: Path,  # of a run
 ) -> bool:

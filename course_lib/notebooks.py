@@ -781,7 +781,8 @@ def for_lab(
 ) -> dict:
     "A copy as JupyterLab would store it, with its plumbing folded."
     nb = json.loads(json.dumps(nb))
-    nb["metadata"]["kernelspec"] = dict(display_name="Python 3 (ipykernel)", language="python", name="python3")
+    kernel = dict(display_name="Python 3 (ipykernel)", language="python", name="python3")
+    nb["metadata"]["kernelspec"] = kernel
     nb["metadata"]["language_info"] = dict(
         codemirror_mode=dict(name="ipython", version=3), file_extension=".py", mimetype="text/x-python",
         name="python", nbconvert_exporter="python", pygments_lexer="ipython3",

@@ -130,7 +130,7 @@ def train(
     out = place_for(out, replace, options.get("resume", False))
     return train_into(out, model, splits, dict(options, seed=seed))
 
-
+# %% ../nbs/91a_runs.ipynb #200f2d7a
 def refuse_options(
     model: str,
     function: Callable,  # of `models`
@@ -210,7 +210,7 @@ LEFT = {  # the files of a run's folder
     "predictions.png": "predictions on some images",
 }
 
-
+# %% ../nbs/91a_runs.ipynb #348eb0bc
 def _clear(folder: Path, resume: bool) -> None:
     "Remove what an earlier run left, if it is one of ours and is not gone on with."
     arguments = folder / "args.yaml"
@@ -234,7 +234,8 @@ def _leave(folder: Path, model: str, splits: Splits, options: dict, predictor) -
 def _write_curves(folder: Path, rows: list[dict], about: dict) -> None:
     "Of a training in several steps the steps have their own curves: here are all in one."
     if (folder / "curves.png").exists(): return
-    score = next((name[6:] for name in about if name.startswith("valid_") and name[6:] in rows[0]), "accuracy")
+    scores = [name.removeprefix("valid_") for name in about if name.startswith("valid_")]
+    score = next((name for name in scores if name in rows[0]), "accuracy")
     history = History(score, rows)
     write_whole(folder / "metrics.csv", history.as_csv().encode())
     write_figure(history.plot(), folder / "curves.png")
@@ -385,7 +386,7 @@ def evaluate(
     refuse_other_classes(model, splits)
     return measured(model, meta, splits, split)
 
-
+# %% ../nbs/91a_runs.ipynb #bc4c246e
 def load_to_measure(
     data: str | Path,
     meta: dict,        # of the bundle; {} for a model without one
@@ -394,7 +395,6 @@ def load_to_measure(
     "The data as it was split for the training. Some of the classes are enough."
     how = dict(rare="keep") if is_path(parse_spec(str(data), 0, {})[0]) else {}
     return load(data, seed=meta.get("seed", 0) if seed is None else seed, **how)
-
 
 # %% ../nbs/91a_runs.ipynb #261853d3
 def measured(

@@ -27,7 +27,8 @@ def model(tmp_path_factory):
             image = rng.integers(0, 60, (40, 48, 3), np.uint8)
             image[..., 1 - k] += 180
             put(root / "data" / name / f"{i}.png", encoded(image, "PNG"))
-    train("cnn", root / "data", out=root / "model", size="small", epochs=6, batch_size=8, device="cpu")
+    made = train("cnn", root / "data", out=root / "model", size="small", epochs=12, batch_size=8, device="cpu", keep="last", dropout=0)
+    assert made.evaluate(load(root / "data").test)["accuracy"] == 1
     return root / "model"
 
 
@@ -205,5 +206,45 @@ def test_a_device_that_is_not_here_is_refused(kind, model, tmp_path, capsys):
         model = tmp_path / "forest"
     put(tmp_path / "0.png", encoded(red(), "PNG"))
     assert main(["predict", str(model), str(tmp_path / "0.png"), "--device", "cuda"]) == 2
-    said = capsys.readouterr().err
-    assert len(said.splitlines()) == 1 and ("not here" in said or "computes on the processor" in said)
+    said = capsys.readouterr().err.splitlines()[-1]  # a training before it may have spoken
+    assert said.startswith("course: ") and ("not here" in said or "computes on the processor" in said)
+
+
+# ---- videos
+
+def film(path, frames):
+    "Write frames as a video; False where OpenCV cannot."
+    cv2 = pytest.importorskip("cv2")
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, frames[0].shape[1::-1])
+    if not writer.isOpened(): pytest.skip("this OpenCV writes no video")
+    for frame in frames: writer.write(np.ascontiguousarray(frame[..., ::-1]))
+    writer.release()
+
+
+def test_a_video_is_answered_frame_by_frame(model, tmp_path):
+    green = np.full((40, 48, 3), (30, 230, 30), np.uint8)
+    film(tmp_path / "f.mp4", [red()] * 5 + [green] * 5 + [red()] * 3)
+    answers = open_model(model).predict(tmp_path / "f.mp4", batch_size=2)
+    assert [one.label for one in answers] == ["red"] * 5 + ["green"] * 5 + ["red"] * 3
+    assert answers[7].file == f"{tmp_path}/f.mp4#7" and answers[7].size == (48, 40)
+    assert answers[0].read()[..., 0].mean() > 200  # for whoever draws it, in the right order of colours
+
+
+def test_a_detector_draws_a_video(detector, tmp_path, capsys):
+    cv2 = pytest.importorskip("cv2")
+    film(tmp_path / "f.mp4", [scene(i, 96, 128) for i in range(11)])
+    assert main(["predict", str(detector), str(tmp_path / "f.mp4"), "--threshold", "0.0", "--top-k", "2", "--draw", str(tmp_path / "d.mp4"),
+                 "--out", str(tmp_path / "boxes.csv")]) == 0
+    drawn = cv2.VideoCapture(str(tmp_path / "d.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 11 and abs(drawn.get(cv2.CAP_PROP_FPS) - 10) < 0.1
+    assert len({row["file"] for row in csv.DictReader((tmp_path / "boxes.csv").open())}) == 11
+    before = (tmp_path / "f.mp4").read_bytes()
+    assert main(["predict", str(detector), str(tmp_path / "f.mp4"), "--draw", str(tmp_path / "f.mp4")]) == 2
+    assert "originals" in capsys.readouterr().err and (tmp_path / "f.mp4").read_bytes() == before
+
+
+def test_what_is_no_video_is_refused(model, detector, tmp_path, capfd):
+    put(tmp_path / "f.mp4", b"no video at all")
+    with pytest.raises(CourseError, match="is no video that can be read"): open_model(model).predict(tmp_path / "f.mp4")
+    film(tmp_path / "g.mp4", [red()] * 2)
+    with pytest.raises(CourseError, match="looked at alone"): items_of([tmp_path / "g.mp4", red()])
