@@ -17,7 +17,9 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import sys
+import textwrap
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -197,17 +199,17 @@ def tell(
 
 
 def train_list() -> int:
-    "Print every model."
+    "Print every model, a line for each; a terminal's line holds what fits."
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
     for name in sorted(models.discover()):
         given = inspect.signature(models[name]).parameters.get("input_size")
         size = given and given.default
-        text, net = inspect.getdoc(models[name]).split("\n")[0], untrained(name)
+        text, net = re.split(r"\. |\.?\n", inspect.getdoc(models[name]))[0], untrained(name)
         low, high = getattr(net, "sizes", (32, 64))
         weights = f"{sum(p.numel() for p in net.parameters()):,} weights" if net else ""
-        print(
-            f"{name:<18} {f'{size} px' if size else f'{low} to {high} px' if given else 'any size':<13} "
-            f"{weights:<18} {text}"
-        )
+        pixels = f"{size} px" if size else f"{low} to {high} px" if given else "any size"
+        line = f"{name:<18} {pixels:<13} {weights:<18} "
+        print(line + textwrap.shorten(text, max(room - len(line), 20), placeholder=" ..."))
     return 0
 
 # %% ../nbs/91b_cli.ipynb #1949dc7c
@@ -228,7 +230,8 @@ def evaluate_bundle(args) -> int:
     splits = load_to_measure(args.data, bundle.meta, args.seed)
     refuse_other_classes(predictor, splits)
     tell(splits)
-    result = measured(predictor, bundle.meta, splits, args.split)
+    folder = Path(args.figures) if args.figures else None
+    result = measured(predictor, bundle.meta, splits, args.split, folder)
     if args.json: print(json.dumps(dict(data=args.data, **result), indent=2))
     else: print(score_table(result))
     return 0
@@ -239,14 +242,16 @@ def score_table(
     result: dict,  # what an evaluator returned
 ) -> str:
     "The scores as a table, a row per class, and those of all classes together below."
-    def cells(row):
-        return "".join(
-            f"{v:>11.3f}" if isinstance(v, float) else f"{'-' if v is None else v:>11}" for v in row
-        )
     classes, speed = result["per_class"], f"{result['images_per_second']:.0f} images/s"
+    names = list(next(iter(classes.values())))
+    widths = [max(11, len(name) + 2) for name in names]
+
+    def line(first, values):
+        texts = (f"{v:.3f}" if isinstance(v, float) else "-" if v is None else str(v) for v in values)
+        return f"{first:<{width}}" + "".join(f"{text:>{w}}" for text, w in zip(texts, widths))
+
     width = max(map(len, ["class", *map(printable, classes)]))
-    rows = [f"{'class':<{width}}{cells(next(iter(classes.values())))}"]
-    rows += [f"{printable(name):<{width}}{cells(row.values())}" for name, row in classes.items()]
+    rows = [line("class", names), *(line(printable(name), row.values()) for name, row in classes.items())]
     rows += [f"{name} {value:.4f}" for name, value in result.items()
              if isinstance(value, float) and name not in ("seconds", "images_per_second")]
     if "errors" in result:
@@ -615,6 +620,8 @@ def _add_use(commands) -> None:
     text = "train, valid, test or all (default: test; all for new data that has no splits)"
     action.add_argument("--split", choices=["train", "valid", "test", "all"], help=text)
     action.add_argument("--json", action="store_true", help="print the scores as json")
+    text = "a folder for figures: which classes are taken for which, and the most confident mistakes"
+    action.add_argument("--figures", metavar="DIR", help=text)
     _add_seed(action, None, "the one of the training")
     _add_device(action)
     action = _add(commands, "predict", predict, "say what is on images")

@@ -501,6 +501,9 @@ def fit(
     GPU, which adds up in any order, nearly the same. Under torchrun the processes share each batch. The
     caller's random state stays as it was. CourseError for a loss that is not finite, for lack of memory, for
     a wrong resume."""
+    if not isinstance(splits, Splits):
+        raise CourseError(f"fit learns from `Splits`, as `load` returns them, not from {type(splits).__name__}: "
+                          "`from_arrays`, `from_dataset` and `from_dataframe` make them")
     job = Job(model, splits, recipe, input_size, task, folder, resume, device, tuple(callbacks))
     job.task = task or make_task(model, splits, input_size, recipe)
     history = learn(job)

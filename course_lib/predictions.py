@@ -334,6 +334,8 @@ class Predicts:
         found = items_of(images, self.scales)
         return Predictions(self.answers(found.items, top_k, threshold, batch_size))
 
+    def __call__(self, images, **how) -> Predictions: return self.predict(images, **how)
+
     def answers(self,
         items: Sequence[Item],
         top_k: int | None = None,        # as of `predict`, likewise the others

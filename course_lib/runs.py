@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['NAME', 'HEADER', 'LEFT', 'MOST', 'run_folder', 'place_for', 'arguments_text', 'words_of', 'train', 'refuse_options',
-           'with_best', 'train_into', 'defaults_of', 'figures', 'confusion_figure', 'confident_mistakes',
+           'with_best', 'train_into', 'defaults_of', 'some_of', 'figures', 'confusion_figure', 'confident_mistakes',
            'precision_recall_figure', 'verdict', 'evaluate', 'load_to_measure', 'measured', 'refuse_other_classes',
            'learnt_from_valid', 'other_scales']
 
@@ -227,7 +227,9 @@ def _leave(folder: Path, model: str, splits: Splits, options: dict, predictor) -
         write_whole(folder / "args.yaml", text.encode())
         if rows := predictor.about.get("history"): _write_curves(folder, rows, predictor.about)
         if options.get("with_valid"): return  # no images are left that the model has not learnt from
-        for name, fig in figures(predictor, splits): write_figure(fig, folder / name)
+        if not len(splits.valid): return
+        answers, images = _on_validation(predictor, splits.valid)
+        for name, fig in figures(answers, images, "validation"): write_figure(fig, folder / name)
     except CourseError as why: log.warning(f"the model is saved; its figures are not: {why}")
 
 # %% ../nbs/91a_runs.ipynb #617cb5c6
@@ -245,27 +247,33 @@ def _write_curves(folder: Path, rows: list[dict], about: dict) -> None:
 MOST = 500  # images that the figures look at
 
 
+def some_of(
+    images: Images,
+) -> np.ndarray:
+    "The numbers of at most so many of them, from the first to the last."
+    if len(images) <= MOST: return np.arange(len(images))
+    return np.linspace(0, len(images) - 1, MOST).astype(int)
+
+
 def figures(
-    predictor,
-    splits: Splits,
+    answers,         # `Predictions` of the images, in their order
+    images: Images,
+    what: str,       # which images they are: 'validation'
 ):
-    "The names and the figures of what the model does on validation images, one after the other."
+    "The names and the figures of what the model does on images, one after the other."
     from matplotlib import rc_context
-    if not len(splits.valid): return
-    answers, images = _on_validation(predictor, splits.valid)
     with rc_context({"text.parse_math": False}):  # a class may be called $x^$
-        if splits.task == SINGLE:
-            yield "confusion.png", confusion_figure(answers, images)
+        if images.task == SINGLE:
+            yield "confusion.png", confusion_figure(answers, images, what)
             if wrong := confident_mistakes(answers, images): yield "mistakes.png", wrong
-        if splits.task == MULTI: yield "precision_recall.png", precision_recall_figure(answers, images)
+        if images.task == MULTI: yield "precision_recall.png", precision_recall_figure(answers, images, what)
         yield "predictions.png", answers[::max(1, len(answers) // 12)][:12].plot()
 
 
 # %% ../nbs/91a_runs.ipynb #b5f5c153
 def _on_validation(predictor, images: Images):
     "Some of the images, and what the model says of them without having learnt from them."
-    some = np.arange(len(images))
-    if len(images) > MOST: some = np.linspace(0, len(images) - 1, MOST).astype(int)
+    some = some_of(images)
     images = images.subset(some)
     if (known := getattr(predictor, "held_out", None)) is None: return predictor.predict(images), images
     said = [likely(predictor.classes, row, 5, np.zeros(len(row))) for row in known[some]]
@@ -277,6 +285,7 @@ def _on_validation(predictor, images: Images):
 def confusion_figure(
     answers,  # `Predictions` of the images, in their order
     images,   # a split with one label for each
+    what: str,  # which images they are
 ):
     "A figure of matplotlib. With many classes only the colours are shown."
     import matplotlib.pyplot as plt
@@ -289,7 +298,7 @@ def confusion_figure(
     fig, ax = plt.subplots(figsize=(side, side), layout="constrained")
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     names = [printable(name)[:20] for name in classes] if K <= 40 else []
-    ax.set(xlabel="predicted class", ylabel="true class", title=f"{counts.sum()} validation images",
+    ax.set(xlabel="predicted class", ylabel="true class", title=f"{counts.sum()} {what} images",
            xticks=range(len(names)), yticks=range(len(names)), yticklabels=names)
     ax.set_xticklabels(names, rotation=90)
     for row, column in np.argwhere(counts) if K <= 20 else ():
@@ -323,6 +332,7 @@ def confident_mistakes(
 def precision_recall_figure(
     answers,  # `Predictions` of the images, in their order
     images,   # a split with several labels
+    what: str,  # which images they are
 ):
     "A figure of matplotlib with a curve for each class; with many classes for the ten most frequent."
     import matplotlib.pyplot as plt
@@ -334,7 +344,7 @@ def precision_recall_figure(
         if not truth[:, k].any(): continue
         precision, recall, _ = precision_recall_curve(truth[:, k], said[:, k])
         ax.step(recall, precision, where="post", label=printable(images.classes[k])[:20])
-    ax.set(xlabel="recall", ylabel="precision", title=f"{len(truth)} validation images",
+    ax.set(xlabel="recall", ylabel="precision", title=f"{len(truth)} {what} images",
            xlim=(0, 1.02), ylim=(0, 1.02))
     ax.legend(fontsize=8)
     return fig
@@ -402,6 +412,7 @@ def measured(
     meta: dict,          # of its bundle; {} without one
     splits: Splits,      # of its task, with classes that it knows
     split: str | None,   # as of `evaluate`
+    folder: Path | None = None,  # for figures of what was measured
 ) -> dict:
     "The scores, and which split they are of. What is doubtful about them goes to the log."
     trained = meta.get("data", {})
@@ -415,7 +426,11 @@ def measured(
     elif chosen in ("train", "all") or chosen == "valid" and learnt_from_valid(meta):
         log.warning("note: the model has learnt from these images")
     if said := other_scales(splits, meta): log.warning(said)
-    result = evaluators[splits.task](predictor, reorder_classes(images, predictor.classes))
+    images = reorder_classes(images, predictor.classes)
+    result = evaluators[splits.task](predictor, images)
+    if folder:
+        some = images.subset(some_of(images))
+        for name, fig in figures(predictor.predict(some), some, chosen): write_figure(fig, folder / name)
     per_class = result["per_class"].items()
     absent = [name for name, row in per_class if not row.get("images", row.get("objects"))]
     if absent: log.warning(f"note: not measured, as no image shows them: {', '.join(absent)}")

@@ -1,7 +1,8 @@
 """How long `course data check` takes, beside what it could take at the least: `python tests/speed_of_check.py --images 10000`.
 
 It draws JPEGs of 500 x 375 pixels into a folder of its own and measures, each time in a new process: decoding all of them with
-Pillow in one thread per processor; the first check, which decodes, hashes and compares them; `Image.open` of each, with and
+Pillow in one thread per processor; looking at each as the check does, in threads and in processes; the first check, which
+decodes, hashes and compares them; `Image.open` of each, with and
 without decoding; the second check, which finds the index of the first. Medians, ratios and peak memory are printed. It is a
 command and no test, because it takes minutes and wants a quiet computer."""
 import argparse
@@ -69,7 +70,26 @@ def check(root):
     return sum(n for row in check(str(root)).counts.values() for n in row.values())
 
 
-WORKS = dict(threaded=threaded, first=check, opened=opened, decoded=decoded, second=check)
+def looked(pool, root, size=50):
+    "Look at each image as the doctor does, in the processes or threads of a pool."
+    known = paths(root)
+    return sum(pool.map(look_at_all, [known[i:i + size] for i in range(0, len(known), size)]))
+
+
+def look_at_all(some):
+    from course_lib.files import look
+    return len([look(path.read_bytes()) for path in some])
+
+
+def in_threads(root):
+    with ThreadPoolExecutor(os.cpu_count()) as pool: return looked(pool, root)
+
+
+def in_processes(root):
+    with ProcessPoolExecutor(os.cpu_count()) as pool: return looked(pool, root)
+
+
+WORKS = dict(threaded=threaded, threads=in_threads, processes=in_processes, first=check, opened=opened, decoded=decoded, second=check)
 
 
 def measure(work, root):
@@ -114,6 +134,7 @@ def compare(told, root, scratch):
     for work, several in found.items():
         memory = max(one["peak"] for one in several)
         print(f"{work:<10}{seconds[work]:>9.2f} s{memory:>7} MB, {max(one['peak'] - one['before'] for one in several)} of them for the work")
+    for pool in ("threads", "processes"): print(f"looking in {pool} / decoding in threads  {seconds[pool] / seconds['threaded']:.2f}")
     print(f"first check / decoding in threads  {seconds['first'] / seconds['threaded']:.2f}  (goal: at most {GOALS['first']})")
     print(f"decoding in turn / second check    {seconds['decoded'] / seconds['second']:.2f}  (goal: at least {GOALS['second']})")
     print(f"opening in turn / second check     {seconds['opened'] / seconds['second']:.2f}")

@@ -275,3 +275,34 @@ def test_a_terminal_keeps_the_lines_and_erases_the_bars(here):
     screen = [line.rsplit("\r", 1)[-1] for line in seen.decode().replace("\r\n", "\n").replace("\x1b[A", "").split("\n")]
     assert [line[1] for line in lines_of("\n".join(screen))] == ["1", "2"]
     assert not any("it/s" in line or "%|" in line for line in screen)
+
+
+def test_evaluate_draws_what_it_measured(here, capsys):
+    train("svm", DATA, out="m")
+    assert main(["evaluate", "m", "--data", DATA, "--figures", "drawn"]) == 0
+    assert {path.name for path in Path("drawn").iterdir()} - {"mistakes.png"} == {"confusion.png", "predictions.png"}
+
+
+def test_long_names_of_scores_stand_apart():
+    from course_lib.cli import score_table
+    row = dict(precision=0.5, recall=None, average_precision=0.25, images=3)
+    head, line = score_table(dict(per_class=dict(a=row), images=3, seconds=1.0, images_per_second=3.0)).splitlines()[:2]
+    assert head.split() == ["class", *row] and line.split() == ["a", "0.500", "-", "0.250", "3"] and len(head) == len(line)
+
+
+def test_fit_says_what_it_learns_from():
+    with pytest.raises(CourseError, match="not from list.*from_dataset"): fit(networks["cnn"](2), [(0, 1)])
+
+
+# ---- a learning rate on request
+
+def test_a_range_test_finds_the_rate_of_the_run(here, capsys):
+    assert main(["train", "cnn", "--data", DATA, *QUICK, "--find-lr", "--out", "m"]) == 0
+    said = re.search(r"range test: learning rate (\S+):", capsys.readouterr().err)[1]
+    used = open_bundle("m").meta["about"]["recipe"]["learning_rate"]
+    assert f"{used:.2g}" == said and "learning_rate.png" in left_by("m.run")
+    assert main(["train", "--config", "m.run/args.yaml", "--out", "n"]) == 0
+    assert open_bundle("n").meta["files"] == open_bundle("m").meta["files"]
+    assert main(["train", "cnn", "--data", DATA, "--find-lr", "--lr", "0.1"]) == 2
+    assert "does nothing with find_lr" in capsys.readouterr().err
+    with pytest.raises(SystemExit): main(["train", "transfer", "--find-lr"])  # it loads weights first, and learns in steps
