@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from .core import CourseError
+from .core import CourseError, documented
 from .data import DETECTION, MULTI, NAMES, SINGLE, Images, Splits, decode, parallel, to_rgb
 from .decoding import eight_bits, plain_errors
 from .files import Files, Record
@@ -483,6 +483,7 @@ def _groups(values, places: list[str]) -> list[str]:
     raise CourseError(f"the {len(places)} images make {len(different)} groups, which cannot be divided")
 
 # %% ../nbs/01m_memory.ipynb #90e5f431
+@documented
 def from_arrays(
     images,               # uint8 [N, H, W, 3] or [N, H, W], or floats 0..1; or a list of images of any size
     targets,              # [N] names or numbers; [N, K] of 0 and 1, or lists of names; or dicts of boxes
@@ -533,6 +534,7 @@ def _checked_parts(dataset) -> dict[str, object]:
     return parts
 
 # %% ../nbs/01m_memory.ipynb #18c562a3
+@documented
 def from_dataset(
     dataset,              # pairs of image and target, or dicts, by number; or a dict of datasets by split
     image: str = "image",  # the key of the image, where rows are dicts
@@ -612,6 +614,7 @@ def _from_files(
     return _divided(_surveyed(items, targets, places, classes, files, findings), read, "dataframe", **how)
 
 # %% ../nbs/01m_memory.ipynb #a43e22c9
+@documented
 def from_dataframe(
     frame,                # a pandas DataFrame, or a dict of lists
     image: str = "file",  # the column of images: paths, PIL images, arrays or bytes of image files
