@@ -84,7 +84,8 @@ def page(browser, lab):
 
     def opened(name):
         page.goto(lab + name)
-        page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell")
+        page.wait_for_selector(f".lm-DockPanel .lm-TabBar-tab.lm-mod-current.jp-mod-current >> text={Path(name).name}")
+        page.click(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell")
         page.wait_for_selector("text=Python 3 (ipykernel) | Idle")
         return page
 
