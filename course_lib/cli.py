@@ -3,9 +3,9 @@
 # %% auto #0
 __all__ = ['SHORT', 'PATHS', 'SPEC', 'CONDITIONS', 'add_options', 'option_type', 'data_list', 'refuse_unknown', 'data_check',
            'data_render', 'train', 'trained', 'shown', 'tell', 'train_list', 'untrained', 'evaluate_bundle',
-           'score_table', 'predict', 'make_room', 'write_out', 'as_file', 'drawn_files', 'saving', 'save_image',
-           'cache_show', 'cache_clear', 'cache_table', 'student_edition', 'notebooks_run', 'Parser', 'make_parser',
-           'natural', 'named_model', 'with_config', 'run', 'Harmless', 'Speaker', 'main']
+           'score_table', 'predict', 'watch', 'make_room', 'write_out', 'as_file', 'drawn_files', 'saving',
+           'save_image', 'cache_show', 'cache_clear', 'cache_table', 'student_edition', 'notebooks_run', 'Parser',
+           'make_parser', 'natural', 'named_model', 'with_config', 'run', 'Harmless', 'Speaker', 'main']
 
 # %% ../nbs/91b_cli.ipynb #978519c2
 import argparse
@@ -267,6 +267,8 @@ def predict(args) -> int:
     predictor = open_model(args.bundle, args.device)
     if args.draw and not hasattr(predictor, "detect"):
         raise CourseError("--draw is for detectors: this bundle says what is on an image, not where")
+    if args.webcam is not None: return watch(predictor, args)
+    if not args.images: raise CourseError("predict what? give images, folders, zips or a video")
     found = items_of(args.images, predictor.scales)
     drawn = drawn_files(args.draw, found) if args.draw else []
     originals = [*map(Path, args.images), *(item.path for item in found.items)]
@@ -286,6 +288,20 @@ def predict(args) -> int:
     if found.others:
         print(f"not read, as their names are not those of images: {kinds_of(found.others)}", file=sys.stderr)
     return 2 if unread == len(results) else 0
+
+
+# %% ../nbs/91b_cli.ipynb #05b43490
+def watch(predictor, args) -> int:
+    "Say what a camera sees, image after image, until it ends or somebody stops it."
+    from course_lib.predictions import camera
+    if args.images: raise CourseError("--webcam looks at the camera alone: name no images beside it")
+    drawn = [Path(args.draw)] if args.draw else []
+    make_room([], args.bundle, drawn)
+    with saving(drawn, rate=15.0) as save:
+        for i, one in enumerate(predictor.answers(camera(args.webcam), args.top_k, args.threshold, 1)):
+            if drawn: save(one.drawn(), i)
+            print(one, flush=True)
+    return 0
 
 
 # %% ../nbs/91b_cli.ipynb #4d3c8a2c
@@ -627,7 +643,9 @@ def _add_use(commands) -> None:
     action = _add(commands, "predict", predict, "say what is on images")
     action.add_argument("bundle", metavar="BUNDLE", help="a folder written by `course train`")
     text = "images, folders or zips of images, or patterns in quotes: 'x/*.jpg'; or a video (film.mp4)"
-    action.add_argument("images", metavar="IMAGE_OR_DIR", nargs="+", help=text)
+    action.add_argument("images", metavar="IMAGE_OR_DIR", nargs="*", help=text)
+    text = "look through a camera, until Ctrl-C (default: the first one, 0); --draw OUT.mp4 keeps the video"
+    action.add_argument("--webcam", metavar="N", type=natural, nargs="?", const=0, help=text)
     action.add_argument(
         "--top-k",
         type=int,

@@ -502,8 +502,8 @@ def fit(
     caller's random state stays as it was. CourseError for a loss that is not finite, for lack of memory, for
     a wrong resume."""
     if not isinstance(splits, Splits):
-        raise CourseError(f"fit learns from `Splits`, as `load` returns them, not from {type(splits).__name__}: "
-                          "`from_arrays`, `from_dataset` and `from_dataframe` make them")
+        what = f"fit learns from `Splits`, as `load` returns them, not from {type(splits).__name__}"
+        raise CourseError(f"{what}: `from_arrays`, `from_dataset` and `from_dataframe` make them")
     job = Job(model, splits, recipe, input_size, task, folder, resume, device, tuple(callbacks))
     job.task = task or make_task(model, splits, input_size, recipe)
     history = learn(job)

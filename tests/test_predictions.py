@@ -248,3 +248,27 @@ def test_what_is_no_video_is_refused(model, detector, tmp_path, capfd):
     with pytest.raises(CourseError, match="is no video that can be read"): open_model(model).predict(tmp_path / "f.mp4")
     film(tmp_path / "g.mp4", [red()] * 2)
     with pytest.raises(CourseError, match="looked at alone"): items_of([tmp_path / "g.mp4", red()])
+
+
+class Camera:
+    "Four images, and then nothing."
+    def __init__(self, number): self.number, self.left = number, 4
+
+    def isOpened(self): return self.number == 0
+
+    def read(self):
+        self.left -= 1
+        return self.left >= 0, red()[..., ::-1]
+
+    def release(self): pass
+
+
+def test_a_camera_is_looked_through(model, tmp_path, capsys, monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    assert main(["predict", str(model), "--webcam", "--top-k", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[3].startswith("camera 0#3: red ")
+    for words, says in ((["--webcam", "1"], "camera 1 does not answer"), (["x.jpg", "--webcam"], "name no images beside it"),
+                        ([], "predict what?")):
+        assert main(["predict", str(model), *words]) == 2 and says in capsys.readouterr().err
