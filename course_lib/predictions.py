@@ -124,27 +124,33 @@ VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")  # endings of files
 
 
 class _Film:
-    "The frames of a video, each once and about in their order; several threads may ask."
+    "The frames of a video, about in their order; several threads may ask. Going back starts anew."
     def __init__(self, path: Path):
         self.path, self.film, self.at, self.early, self.lock = path, None, 0, {}, Lock()
 
     def frame(self, i: int) -> np.ndarray:
         "Frame i, uint8 [H, W, 3]. OSError if it cannot be decoded."
         with self.lock:
-            if self.film is None: self.film = opencv().VideoCapture(str(self.path))
-            while i not in self.early:
-                there, image = self.film.read()
-                if not there: raise OSError(f"the video ends at frame {self.at}, or is damaged there")
-                self.early[self.at] = np.ascontiguousarray(image[..., ::-1])  # OpenCV's order is BGR
-                self.at += 1
+            if self.film is None or i < self.at and i not in self.early: self._rewind()
+            while i not in self.early: self._decode()
             return self.early.pop(i)
 
+    def _rewind(self) -> None:
+        self.film, self.at, self.early = opencv().VideoCapture(str(self.path)), 0, {}
 
+    def _decode(self) -> None:
+        "Take the next frame, and forget what nobody has asked for in the last sixty-four."
+        there, image = self.film.read()
+        if not there: raise OSError(f"the video ends at frame {self.at}, or is damaged there")
+        self.early[self.at] = np.ascontiguousarray(image[..., ::-1])  # OpenCV's order is BGR
+        self.early.pop(self.at - 64, None)
+        self.at += 1
+
+# %% ../nbs/03c_predictions.ipynb #1db739c3
 def opencv():
     "The module `cv2`. CourseError if it is not installed."
     try: return import_module("cv2")
     except ImportError: raise CourseError("videos need OpenCV: pip install opencv-python-headless") from None
-
 
 # %% ../nbs/03c_predictions.ipynb #c5a8449a
 def frames_of(

@@ -230,6 +230,14 @@ def test_a_video_is_answered_frame_by_frame(model, tmp_path):
     assert answers[0].read()[..., 0].mean() > 200  # for whoever draws it, in the right order of colours
 
 
+def test_frames_of_a_long_video_are_not_kept(model, tmp_path):
+    from course_lib.predictions import _Film
+    film(tmp_path / "f.mp4", [np.full((32, 32, 3), i, np.uint8) for i in range(200)])
+    frames = _Film(tmp_path / "f.mp4")
+    for i in (150, 3, 151, 199, 0): assert abs(frames.frame(i).mean() - i) < 12 and len(frames.early) <= 64
+    with pytest.raises(OSError, match="ends at frame 200"): frames.frame(200)
+
+
 def test_a_detector_draws_a_video(detector, tmp_path, capsys):
     cv2 = pytest.importorskip("cv2")
     film(tmp_path / "f.mp4", [scene(i, 96, 128) for i in range(11)])
