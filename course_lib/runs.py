@@ -153,7 +153,7 @@ def with_best(
     "The options, with `keep` as it is where nobody says it."
     keeps = "keep" in inspect.signature(function).parameters
     if not keeps or not len(splits.valid) or options.get("with_valid"): return options
-    return dict(keep="best") | options
+    return options | dict(keep=options.get("keep", "best"))
 
 
 def train_into(
@@ -165,6 +165,7 @@ def train_into(
     """Train, save, and leave beside the bundle what the run did; the predictor. Under torchrun the first
     process writes. CourseError while another process writes there."""
     first = not of_torchrun("RANK")
+    options = with_best(models[model], splits, options)
     with only_one(out) if first else nullcontext():
         if first: _clear(run_folder(out), options.get("resume", False))
         predictor, record = _trained(out, model, splits, options)
@@ -179,7 +180,7 @@ def _trained(out: Path, model: str, splits: Splits, options: dict):
     function = models[model]
     taken = inspect.signature(function).parameters
     where = dict(folder=run_folder(out)) if "folder" in taken else {}
-    asked = {name: value for name, value in with_best(function, splits, options).items() if name in taken}
+    asked = {name: value for name, value in options.items() if name in taken}
     started = time.perf_counter()
     predictor = function(splits, **asked, **where)
     seconds = round(time.perf_counter() - started, 2)
