@@ -113,7 +113,7 @@ WITH = dict(momentum=dict(optimizer="sgd"), plateau_patience=dict(schedule="plat
 VALUES = dict(grad_clip=1e-3, ema=0.9, epochs=3, warmup=1.0, plateau_patience=0, early_stopping_patience=1, batch_size=7, learning_rate=0.05,
               weight_decay=5.0, label_smoothing=0.3, momentum=0.1, progressive_resizing=0.5, dropout=0.5, tta=2, head_epochs=3,
               head_lr=0.03, keep="best", augment="flip", optimizer="sgd", schedule="constant", with_valid=True, size="large",
-              input_size=24, enlarge=48, backbone="resnet34", balance="sampling")
+              input_size=24, enlarge=48, backbone="resnet34", balance="sampling", find_lr=True)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +130,7 @@ def answers(model, splits, **asked):
 def test_every_option_of_a_plain_network_changes_it(name, streets):
     base = dict(size="small", epochs=2, batch_size=10, learning_rate=0.01, input_size=32) | WITH.get(name, {})
     if name == "keep": base |= dict(epochs=6, learning_rate=0.1)
+    if name == "find_lr": del base["learning_rate"]  # it finds one
     (before, epochs), (after, others) = answers("cnn", streets, **base), answers("cnn", streets, **base | {name: VALUES[name]})
     assert not np.array_equal(before, after) or epochs != others, name
 
