@@ -284,7 +284,8 @@ def test_datasets_of_every_kind_are_the_same_content():
     assert from_dataset(tensors).classes == ["0", "1"]
 
 
-def test_torchvision_itself(tmp_path):
+def test_torchvision_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # FakeData seeds the one generator of all threads
     from torchvision.datasets import FakeData, ImageFolder
     folder = class_folders(tmp_path / "data", n=12)
     splits = from_dataset(ImageFolder(str(folder)))

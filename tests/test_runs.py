@@ -173,7 +173,8 @@ def test_the_python_function_takes_the_same_options(here):
 # ---- which weights are kept
 
 def test_the_best_weights_are_kept_where_there_are_validation_images(here):
-    splits = load(DATA)
+    splits = load("streets?n=40&valid=50&test=10")
+    assert with_best(models["cnn"], load(DATA), {}) == {}  # of 20 images the best epoch is luck
     assert with_best(models["cnn"], splits, {}) == dict(keep="best")
     assert with_best(models["cnn"], splits, dict(keep="last")) == dict(keep="last")
     assert with_best(models["cnn"], splits, dict(with_valid=True)) == dict(with_valid=True)
