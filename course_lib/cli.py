@@ -39,7 +39,6 @@ from course_lib.core import (
     of_torchrun,
     open_both,
     open_bundle,
-    open_model,
     printable,
     progress,
     sources,
@@ -65,7 +64,7 @@ def add_options(
         kind, known = option_type(argument), choices(argument.annotation)
         text = comments.get(name, "")
         if several(argument.annotation): text += f"; of {', '.join(known)}"
-        if name == "keep": text += " (default: best, where there are validation images)"
+        if name == "keep": text += " (default: best, with fifty validation images or more)"
         elif argument.default not in (None, ""): text += f" (default: {argument.default})"
         how = dict(type=kind, metavar=kind.__name__.upper())
         if known and not several(argument.annotation): how = dict(type=kind, choices=known)
@@ -156,8 +155,8 @@ def train(args) -> int:
     out = place_for(args.out, args.replace, asked.get("resume", False))
     splits = load(args.data, seed=args.seed)
     tell(splits)
-    train_into(out, args.model, splits, asked | dict(seed=args.seed))
-    if not of_torchrun("RANK"): print(trained(out, args.model, splits))
+    _, record = train_into(out, args.model, splits, asked | dict(seed=args.seed), args.replace)
+    if not of_torchrun("RANK"): print(trained(out, args.model, splits, record["metrics"]))
     return 0
 
 
@@ -166,10 +165,10 @@ def trained(
     out: Path,  # the bundle
     model: str,
     splits,     # the data
+    metrics: dict,  # of the training
 ) -> str:
     "The last words of a training: the score, beside that of guessing, and where everything is."
     from course_lib.runs import LEFT, run_folder, verdict
-    metrics = open_bundle(out).meta["metrics"]
     folder = run_folder(out)
     left = [name for name in LEFT if (folder / name).is_file()]
     lines = [f"trained {model} in {metrics['train_seconds']:.1f} s{verdict(splits, metrics)}; "
@@ -225,8 +224,9 @@ def untrained(
 def evaluate_bundle(args) -> int:
     "Measure a bundle on a split, or on all of new data that has none."
     refuse_unknown(args.data)
-    from course_lib.runs import load_to_measure, measured, refuse_other_classes
-    bundle, predictor = open_both(args.bundle, args.device)
+    from course_lib.runs import asking, load_to_measure, measured, refuse_other_classes
+    bundle, predictor = open_both(args.bundle)
+    if args.device: asking(predictor).to(args.device)
     splits = load_to_measure(args.data, bundle.meta, args.seed)
     refuse_other_classes(predictor, splits)
     tell(splits)
@@ -264,7 +264,10 @@ def predict(args) -> int:
     "Say what is on images; 2 if none can be read."
     from course_lib.files import kinds_of
     from course_lib.predictions import Predictions, items_of
-    predictor = open_model(args.bundle, args.device)
+    from course_lib.runs import asking
+    bundle, model = open_both(args.bundle)
+    predictor = asking(model, bundle.meta.get("data", {}).get("scales"))
+    if args.device: predictor.to(args.device)
     if args.draw and not hasattr(predictor, "detect"):
         raise CourseError("--draw is for detectors: this bundle says what is on an image, not where")
     if args.webcam is not None: return watch(predictor, args)

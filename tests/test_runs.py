@@ -307,3 +307,54 @@ def test_a_range_test_finds_the_rate_of_the_run(here, capsys):
     assert main(["train", "cnn", "--data", DATA, "--find-lr", "--lr", "0.1"]) == 2
     assert "does nothing with find_lr" in capsys.readouterr().err
     with pytest.raises(SystemExit): main(["train", "transfer", "--find-lr"])  # it loads weights first, and learns in steps
+
+
+# ---- what others bring, and what others do meanwhile
+
+PLAIN = '''
+import numpy as np
+from course_lib.core import formats, models, save_bundle
+
+class Plain:
+    "A model with nothing but what the protocol asks for."
+    task, about = "single-label", {}
+    def __init__(self, classes): self.classes, self.size = classes, 8
+    def predict_proba(self, images): return np.tile(np.eye(len(self.classes))[0], (len(images), 1))
+    def save(self, folder, **meta):
+        meta |= dict(format="plain", classes=self.classes, task=self.task, input_size=8)
+        return save_bundle(folder, meta, lambda part: (part / "nothing").write_text(""))
+
+@formats.register("plain")
+def opened(bundle): return Plain(bundle.meta["classes"])
+
+@models.register("plain")
+def plain(splits, seed: int = 0): return Plain(splits.classes)
+'''
+
+
+def test_a_model_of_a_plug_in_needs_no_more_than_the_protocol(here):
+    Path("mine.py").write_text(PLAIN)
+    class_folders(here / "d", n=12)
+    for words in (["train", "plain", "--data", "d", "--out", "m"], ["evaluate", "m", "--data", "d", "--device", "cpu"],
+                  ["predict", "m", "d", "--out", "p.csv"], ["evaluate", "m", "--data", "d", "--figures", "f"]):
+        done = subprocess.run([sys.executable, "-m", "course_lib", "--import", "mine.py", *words], capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+    assert "confusion.png" in left_by("m.run") and {row["label"] for row in csv.DictReader(open("p.csv"))} == {"cat", "dog"}
+
+
+def test_a_detector_of_a_plug_in_answers_in_pixels_of_the_image():
+    class Finder:
+        classes, size, task, threshold = ["a", "b"], 10, "detection", 0.5
+        def detect(self, images, least):
+            assert all(image.shape == (10, 10, 3) for image in images)
+            return [dict(boxes=np.array([[1, 2, 5, 10], [0, 0, 1, 1.0]]), labels=np.array([2, 1]), scores=np.array([0.9, 0.4]))] * len(images)
+    one, = runs.asking(Finder()).predict(np.zeros((20, 50, 3), np.uint8))
+    assert one.labels == ["b"] and one.boxes.tolist() == [[5, 4, 25, 20]] and one.size == (50, 20)
+
+
+def test_a_bundle_that_came_meanwhile_is_not_replaced(here):
+    splits = load(DATA)
+    out = place_for("m")
+    train("forest", splits, out="m", trees=3)  # another process was faster, and has finished
+    with pytest.raises(CourseError, match="is a model already"): runs.train_into(out, "svm", splits, dict(seed=0))
+    assert open_bundle("m").meta["architecture"] == "forest"
