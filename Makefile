@@ -17,7 +17,7 @@ PIP   := $(BIN)/python -m pip install --disable-pip-version-check
 export HF_HUB_DISABLE_TELEMETRY := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help run test torture lab notebooks baselines gpu clean
+.PHONY: help run test torture lab export notebooks baselines gpu clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1  /p' Makefile | awk '{ name = $$1; $$1 = ""; printf "make %-10s%s\n", name, $$0 }'
@@ -41,8 +41,11 @@ lab: $(READY) ## write the lessons to my-course/, where what you wrote stays, an
 	JUPYTERLAB_WORKSPACES_DIR=.venv/share/workspaces $(BIN)/jupyter lab --LabApp.extension_manager=readonly --ServerApp.root_dir=. \
 	  my-course/00_start.ipynb
 
-notebooks: $(READY)-dev ## maintainers: run the course and store its outputs in nbs/
+export: $(READY)-dev ## maintainers: write course_lib/ from nbs/
 	$(BIN)/nbdev_export
+	$(BIN)/python -c "from course_lib.notebooks import document; document()"
+
+notebooks: export ## maintainers: run the course and store its outputs in nbs/
 	$(BIN)/python -c "from course_lib.notebooks import refresh; refresh()"
 
 baselines: $(READY)-dev ## maintainers: measure the bands in tests/baselines.json (PROFILE=smoke SEEDS=5)

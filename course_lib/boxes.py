@@ -31,7 +31,15 @@ def intersection_and_union(
     a: Tensor,  # boxes [..., N, 4], x1 y1 x2 y2 in any unit
     b: Tensor,  # boxes [..., M, 4], in the same unit
 ) -> tuple[Tensor, Tensor]:  # two times [..., N, M]
-    "The area that both boxes cover, and the area that at least one of them covers, for all pairs."
+    """The area that both boxes cover, and the area that at least one of them covers, for all pairs.
+
+    Arguments:
+        a: boxes [..., N, 4], x1 y1 x2 y2 in any unit
+        b: boxes [..., M, 4], in the same unit
+
+    Returns:
+        two times [..., N, M]
+    """
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = _planes(a, b)
     inter = torch.min(ax2, bx2).sub_(torch.max(ax1, bx1)).clamp_(min=0)              # the width
     inter *= torch.min(ay2, by2).sub_(torch.max(ay1, by1)).clamp_(min=0)             # times the height
@@ -43,7 +51,15 @@ def iou(
     a: Tensor,  # boxes [..., N, 4], x1 y1 x2 y2 in any unit
     b: Tensor,  # boxes [..., M, 4], in the same unit
 ) -> Tensor:    # [..., N, M], 0..1
-    "Intersection over union of all pairs (Jaccard 1912); 0 for a pair without area."
+    """Intersection over union of all pairs (Jaccard 1912); 0 for a pair without area.
+
+    Arguments:
+        a: boxes [..., N, 4], x1 y1 x2 y2 in any unit
+        b: boxes [..., M, 4], in the same unit
+
+    Returns:
+        [..., N, M], 0..1
+    """
     inter, union = intersection_and_union(a, b)
     return inter / union.where(union > 0, 1)
 
@@ -52,7 +68,15 @@ def giou(
     a: Tensor,  # boxes [..., N, 4], x1 y1 x2 y2 in any unit
     b: Tensor,  # boxes [..., M, 4], in the same unit
 ) -> Tensor:    # [..., N, M], -1..1
-    "Generalised IoU of all pairs (Rezatofighi et al. 2019, algorithm 1); near -1 for boxes far apart."
+    """Generalised IoU of all pairs (Rezatofighi et al. 2019, algorithm 1); near -1 for boxes far apart.
+
+    Arguments:
+        a: boxes [..., N, 4], x1 y1 x2 y2 in any unit
+        b: boxes [..., M, 4], in the same unit
+
+    Returns:
+        [..., N, M], -1..1
+    """
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = _planes(a, b)
     hull = (torch.max(ax2, bx2) - torch.min(ax1, bx1)) * (torch.max(ay2, by2) - torch.min(ay1, by1))
     inter, union = intersection_and_union(a, b)
@@ -62,7 +86,14 @@ def giou(
 def xyxy_to_cxcywh(
     boxes: Tensor,  # [..., 4], x1 y1 x2 y2
 ) -> Tensor:        # [..., 4], cx cy w h in the same unit
-    "Corners to centre and sides."
+    """Corners to centre and sides.
+
+    Arguments:
+        boxes: [..., 4], x1 y1 x2 y2
+
+    Returns:
+        [..., 4], cx cy w h in the same unit
+    """
     low, high = boxes[..., :2], boxes[..., 2:]
     return torch.cat([(low + high) / 2, high - low], -1)
 
@@ -70,7 +101,14 @@ def xyxy_to_cxcywh(
 def cxcywh_to_xyxy(
     boxes: Tensor,  # [..., 4], cx cy w h
 ) -> Tensor:        # [..., 4], x1 y1 x2 y2 in the same unit
-    "Centre and sides to corners."
+    """Centre and sides to corners.
+
+    Arguments:
+        boxes: [..., 4], cx cy w h
+
+    Returns:
+        [..., 4], x1 y1 x2 y2 in the same unit
+    """
     centre, half = boxes[..., :2], 0.5 * boxes[..., 2:]
     return torch.cat([centre - half, centre + half], -1)
 
@@ -82,7 +120,13 @@ def linear_scales(
 ) -> list[float]:
     """One scale for each map in equal steps (Liu et al. 2016, equation 4), and 1.0 behind the last.
 
-    For a single map: its scale is `smallest`, and `largest` stands behind it."""
+    For a single map: its scale is `smallest`, and `largest` stands behind it.
+
+    Arguments:
+        maps: number of feature maps
+        smallest: scale of the first, as a share of the image's side
+        largest: scale of the last
+    """
     if maps == 1: return [smallest, largest]
     return [smallest + (largest - smallest) * k / (maps - 1) for k in range(maps)] + [1.0]
 
@@ -90,7 +134,11 @@ def linear_scales(
 def per_cell(
     ratios: Sequence[Sequence[float]],  # for each map, its aspect ratios besides 1
 ) -> list[int]:
-    "How many anchors a cell of each map has: two squares, and two for each ratio."
+    """How many anchors a cell of each map has: two squares, and two for each ratio.
+
+    Arguments:
+        ratios: for each map, its aspect ratios besides 1
+    """
     return [2 + 2 * len(own) for own in ratios]
 
 # %% ../nbs/13_boxes.ipynb #145d02fc
@@ -99,7 +147,16 @@ def shapes(
     following: float,         # of the next
     ratios: Sequence[float],  # besides 1; 2 stands for 2:1 and 1:2
 ) -> Tensor:                  # [S, 2], width and height as shares of the image's
-    "Sides of the anchors at a cell (Liu et al. 2016, section 2.2): two squares, then a pair for each ratio."
+    """Sides of the anchors at a cell (Liu et al. 2016, section 2.2): two squares, then a pair for each ratio.
+
+    Arguments:
+        scale: of this map
+        following: of the next
+        ratios: besides 1; 2 stands for 2:1 and 1:2
+
+    Returns:
+        [S, 2], width and height as shares of the image's
+    """
     extra = math.sqrt(scale * following)
     pairs = [(scale * math.sqrt(ratio), scale / math.sqrt(ratio)) for ratio in ratios]
     long = [side for w, h in pairs for side in ((w, h), (h, w))]
@@ -116,7 +173,19 @@ def anchors(
 ) -> Tensor:                                     # [A, 4], x1 y1 x2 y2 in the unit of `image`
     """The default boxes of SSD (Liu et al. 2016, section 2.2), ordered by map, row, column and shape.
 
-    A pure function: compute them once and keep them. CourseError if the lists do not belong together."""
+    A pure function: compute them once and keep them. CourseError if the lists do not belong together.
+
+    Arguments:
+        maps: rows and columns of each feature map
+        scales: one for each map and one more, as from `linear_scales`
+        ratios: for each map, its aspect ratios besides 1
+        image: height and width: (1, 1) for shares, (300, 300) for pixels
+        steps: from centre to centre, in the unit of `image`; None: even
+        clip: no side longer than the image's; corners may lie outside
+
+    Returns:
+        [A, 4], x1 y1 x2 y2 in the unit of `image`
+    """
     if len(scales) != len(maps) + 1 or len(ratios) != len(maps) or (steps and len(steps) != len(maps)):
         raise CourseError(f"{len(maps)} maps need as many ratios and steps and one scale more, "
                           f"not {len(ratios)} ratios, {len(steps or maps)} steps, {len(scales)} scales")
@@ -135,7 +204,14 @@ def anchors(
 def pad_targets(
     targets: Sequence[dict],  # for each image: boxes [N, 4] and labels [N] from 1, tensors or arrays
 ) -> tuple[Tensor, Tensor]:   # boxes float32 [B, N, 4], labels int64 [B, N]; N of the image with most objects
-    "The targets of a batch, padded with zeros: a label of 0, the background, says that there is no object."
+    """The targets of a batch, padded with zeros: a label of 0, the background, says that there is no object.
+
+    Arguments:
+        targets: for each image: boxes [N, 4] and labels [N] from 1, tensors or arrays
+
+    Returns:
+        boxes float32 [B, N, 4], labels int64 [B, N]; N of the image with most objects
+    """
     def fill(name, dtype):
         lists = [torch.as_tensor(target[name], dtype=dtype) for target in targets]
         return pad_sequence(lists, batch_first=True)
@@ -148,7 +224,14 @@ def bipartite(
     """Join objects and anchors one to one by falling quality, as Liu et al.'s code (after Erhan et al. 2014).
 
     Of equal pairs that of the earlier object comes first, then that of the earlier anchor. The method is
-    that of Gale and Shapley (1962): ask, hold the strongest, cross out, ask again."""
+    that of Gale and Shapley (1962): ask, hold the strongest, cross out, ask again.
+
+    Arguments:
+        quality: IoU of objects and anchors [B, N, A], 0 for pairs that must not be joined; changed
+
+    Returns:
+        [B, N], the number of each object's own anchor; -1: none is left that it touches
+    """
     B, N, A = quality.shape
     best, choice = quality.max(-1)                                                  # [B, N]
     number = torch.arange(N, device=quality.device).expand(B, N)
@@ -176,7 +259,17 @@ def match(
     """Which anchor learns which object, in a whole batch (Liu et al. 2016, section 2.2, "Matching strategy").
 
     Each object gets one anchor of its own, as by `bipartite`. Every other anchor learns the object of highest
-    IoU, the earlier of equals, if that reaches the threshold. CourseError for a threshold of 0 or less."""
+    IoU, the earlier of equals, if that reaches the threshold. CourseError for a threshold of 0 or less.
+
+    Arguments:
+        anchors: [A, 4], x1 y1 x2 y2, each with an area
+        boxes: [B, N, 4], in the same unit; what stands in the padding does not matter
+        valid: bool [B, N], False for padding
+        threshold: the least IoU of an anchor and its object, above 0
+
+    Returns:
+        int64 [B, A], the number of each anchor's object in its image; -1: background
+    """
     if not threshold > 0:
         raise CourseError(f"threshold={threshold}: anchors that touch no object are background")
     B, N = valid.shape
@@ -205,7 +298,16 @@ def encode(
     anchors: Tensor,                         # [A, 4], in the same unit, each with an area
     variances: Sequence[float] = VARIANCES,  # of x, y, w, h
 ) -> Tensor:                                 # [..., A, 4], offsets of x, y, w, h without a unit
-    "How boxes differ from their anchors (Girshick et al. 2014, appendix C; Liu et al. 2016, equation 2)."
+    """How boxes differ from their anchors (Girshick et al. 2014, appendix C; Liu et al. 2016, equation 2).
+
+    Arguments:
+        boxes: [..., A, 4], x1 y1 x2 y2, each with an area
+        anchors: [A, 4], in the same unit, each with an area
+        variances: of x, y, w, h
+
+    Returns:
+        [..., A, 4], offsets of x, y, w, h without a unit
+    """
     there = xyxy_to_cxcywh(boxes)
     here = xyxy_to_cxcywh(anchors)
     centre = (there[..., :2] - here[..., :2]) / here[..., 2:]
@@ -218,7 +320,16 @@ def decode(
     anchors: Tensor,                         # [A, 4], x1 y1 x2 y2
     variances: Sequence[float] = VARIANCES,  # as when encoding
 ) -> Tensor:                                 # [..., A, 4], x1 y1 x2 y2 in the unit of the anchors
-    "Boxes from offsets: the inverse of `encode`, with sides of at most 62.5 times the anchor's."
+    """Boxes from offsets: the inverse of `encode`, with sides of at most 62.5 times the anchor's.
+
+    Arguments:
+        offsets: [..., A, 4], as from `encode` or from a network
+        anchors: [A, 4], x1 y1 x2 y2
+        variances: as when encoding
+
+    Returns:
+        [..., A, 4], x1 y1 x2 y2 in the unit of the anchors
+    """
     here = xyxy_to_cxcywh(anchors)
     offsets = offsets * torch.tensor(variances, device=offsets.device)
     centre = here[..., :2] + offsets[..., :2] * here[..., 2:]
@@ -237,7 +348,19 @@ def nms(
     """Non-maximum suppression for each class of each image of a batch (Girshick et al. 2014, section 2.2).
 
     What stays is ordered by image, then by falling score, then by place in `boxes`: of two duplicates with
-    the same score the earlier one stays."""
+    the same score the earlier one stays.
+
+    Arguments:
+        boxes: [K, 4], x1 y1 x2 y2 in any unit, of all images and classes
+        scores: [K]
+        labels: int64 [K], the classes, from 0; None: one class
+        images: int64 [K], the images, from 0; None: one image
+        threshold: boxes of an image and class with a higher IoU are duplicates
+        top: at most so many stay in each image
+
+    Returns:
+        int64, the numbers of the boxes that stay
+    """
     none = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
     if not len(boxes): return none
     labels = none if labels is None else labels
@@ -256,7 +379,13 @@ def check_boxes(
     labels: Tensor,  # [N], whole numbers from 1
     name: str,       # of the file, for the error
 ) -> None:
-    "Refuse a target that cannot be trained on: CourseError with the name and the first bad box, from 0."
+    """Refuse a target that cannot be trained on: CourseError with the name and the first bad box, from 0.
+
+    Arguments:
+        boxes: [N, 4], x1 y1 x2 y2 in pixels; a tensor or an array
+        labels: [N], whole numbers from 1
+        name: of the file, for the error
+    """
     boxes, labels = torch.as_tensor(boxes), torch.as_tensor(labels)
     fits = boxes.ndim == 2 and boxes.shape[1] == 4 and labels.shape == boxes.shape[:1]
     if not fits or labels.is_floating_point():

@@ -36,7 +36,13 @@ def cache_path(
     key: str,     # all that decides what is in it, but the code
     ending: str,  # of its name: '.npy' or '.json'
 ) -> Path:
-    "Where a cache is or will be. Another version of this library or of Pillow has another place."
+    """Where a cache is or will be. Another version of this library or of Pillow has another place.
+
+    Arguments:
+        kind: one of `KINDS`
+        key: all that decides what is in it, but the code
+        ending: of its name: '.npy' or '.json'
+    """
     if kind not in KINDS: raise KeyError(kind)
     whole = f"{VERSION}:{version('pillow')}:{key}".encode("utf-8", "surrogateescape")
     return home() / "cache" / f"{kind}-{sha1(whole).hexdigest()[:20]}{ending}"
@@ -62,7 +68,11 @@ def _sum(path: Path) -> int:
 def is_sound(
     path: Path,  # of a cache
 ) -> bool:
-    "Whether a cache is there and as it was written, by its length and its checksum."
+    """Whether a cache is there and as it was written, by its length and its checksum.
+
+    Arguments:
+        path: of a cache
+    """
     try:
         state = _state(path)
         about = json.loads(path.with_suffix(".about").read_text(encoding="utf-8"))
@@ -77,7 +87,11 @@ def is_sound(
 def making(
     path: Path,  # of a cache
 ) -> Iterator[None]:
-    "Keep other processes from making it, too: they wait. CourseError where no cache can be written."
+    """Keep other processes from making it, too: they wait. CourseError where no cache can be written.
+
+    Arguments:
+        path: of a cache
+    """
     with writing(path, ELSEWHERE):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{path}.lock")
@@ -91,7 +105,13 @@ def store(
     write: Callable[[Path], object],  # write(temporary_path) makes the content
     of: str,                          # what it is computed from, for people
 ) -> None:
-    "Write a cache and what is told of it. CourseError if the disk is full or may not be written to."
+    """Write a cache and what is told of it. CourseError if the disk is full or may not be written to.
+
+    Arguments:
+        path: of a cache
+        write: write(temporary_path) makes the content
+        of: what it is computed from, for people
+    """
     with writing(path, ELSEWHERE), whole(path) as part:
         write(part)
         about = dict(of=of, size=part.stat().st_size, crc32=_sum(part))
@@ -107,7 +127,13 @@ def cache_file(
     write: Callable[[Path], object],  # as for `store`; called only if there is no sound cache yet
     of: str,      # what it is computed from, for people
 ) -> Path:
-    "A cache, made by `write` if it was not there or is damaged. CourseError as from `store`."
+    """A cache, made by `write` if it was not there or is damaged. CourseError as from `store`.
+
+    Arguments:
+        kind: the first three as for `cache_path`
+        write: as for `store`; called only if there is no sound cache yet
+        of: what it is computed from, for people
+    """
     path = cache_path(kind, key, ending)
     if not is_sound(path):
         with making(path):
@@ -119,7 +145,11 @@ def cache_file(
 def note_use(
     path: Path,  # of a cache
 ) -> None:
-    "Say that a cache is used now."
+    """Say that a cache is used now.
+
+    Arguments:
+        path: of a cache
+    """
     with suppress(OSError): os.utime(path.with_suffix(".about"))  # not where it may only be read
 
 # %% ../nbs/00e_caches.ipynb #171a729b
@@ -128,7 +158,11 @@ def new_array(
     dtype: type,
     shape: tuple[int, ...],
 ) -> np.memmap:
-    "An array in a new file, mapped for writing. OSError if the disk has no room for it."
+    """An array in a new file, mapped for writing. OSError if the disk has no room for it.
+
+    Arguments:
+        path: of the file that is made, such as `cache_file` hands to `write`
+    """
     out = np.lib.format.open_memmap(path, "w+", dtype, shape)
     with open(path, "r+b") as file: _reserve(file, out.offset, out.nbytes)
     return out
@@ -152,7 +186,12 @@ _OURS = re.compile(
 
 @dataclass(frozen=True)
 class Cache:
-    "The files of one cache: what was computed, what it is of, a lock, what an interrupted process left."
+    """The files of one cache: what was computed, what it is of, a lock, what an interrupted process left.
+
+    Arguments:
+        name: without an ending: 'pixels-0123456789abcdef0123'
+        paths: of its files
+    """
     name: str          # without an ending: 'pixels-0123456789abcdef0123'
     paths: list[Path]  # of its files
 
@@ -188,7 +227,11 @@ def caches() -> list[Cache]:
 def remove(
     cache: Cache,
 ) -> bool:  # whether it is gone
-    "Remove the files of a cache, unless another process is making it or, on Windows, reading it."
+    """Remove the files of a cache, unless another process is making it or, on Windows, reading it.
+
+    Returns:
+        whether it is gone
+    """
     data = [path for path in cache.paths if path.suffix in (".npy", ".json")]
     locks = [path for path in cache.paths if path.suffix == ".lock"]
     lock = locks[0] if locks else Path(f"{data[0]}.lock") if data else None

@@ -56,7 +56,11 @@ def add_options(
     function,  # whose arguments after the first become options
 ) -> None:
     """An option for each argument of `function`: its type, choices and default from the signature, its help
-    from the comment. What nobody asks for is not in the parsed arguments."""
+    from the comment. What nobody asks for is not in the parsed arguments.
+
+    Arguments:
+        function: whose arguments after the first become options
+    """
     from course_lib.options import choices, several
     comments = argument_comments(function)
     for name, argument in list(inspect.signature(function, eval_str=True).parameters.items())[1:]:
@@ -99,7 +103,11 @@ def data_list(args) -> int:
 def refuse_unknown(
     spec: str,  # of data
 ) -> None:
-    "CourseError for a name that no data set has, before anything slow is imported."
+    """CourseError for a name that no data set has, before anything slow is imported.
+
+    Arguments:
+        spec: of data
+    """
     from course_lib.specs import is_path, parse_spec
     name, _, _ = parse_spec(spec, 0, {})
     if is_path(name) or name in sources.names(): return
@@ -167,7 +175,13 @@ def trained(
     splits,     # the data
     metrics: dict,  # of the training
 ) -> str:
-    "The last words of a training: the score, beside that of guessing, and where everything is."
+    """The last words of a training: the score, beside that of guessing, and where everything is.
+
+    Arguments:
+        out: the bundle
+        splits: the data
+        metrics: of the training
+    """
     from course_lib.runs import LEFT, run_folder, verdict
     folder = run_folder(out)
     left = [name for name in LEFT if (folder / name).is_file()]
@@ -188,7 +202,11 @@ def shown(path: Path) -> str:
 def tell(
     splits,  # loaded data
 ) -> None:
-    "Say on standard error what was loaded and, in a line for each kind, what was left out or repaired."
+    """Say on standard error what was loaded and, in a line for each kind, what was left out or repaired.
+
+    Arguments:
+        splits: loaded data
+    """
     from course_lib.specs import by_kind
     print(printable(str(splits)), file=sys.stderr)
     kinds = by_kind(finding for finding in splits.left_out if finding.level != "note")
@@ -215,7 +233,11 @@ def train_list() -> int:
 def untrained(
     name: str,  # in `models`
 ):
-    "A network with its own arguments and 10 classes: shapes without numbers. None for other models."
+    """A network with its own arguments and 10 classes: shapes without numbers. None for other models.
+
+    Arguments:
+        name: in `models`
+    """
     import torch
     if name not in networks: return None
     with torch.device("meta"): return networks[name](10)
@@ -224,7 +246,8 @@ def untrained(
 def evaluate_bundle(args) -> int:
     "Measure a bundle on a split, or on all of new data that has none."
     refuse_unknown(args.data)
-    from course_lib.runs import asking, load_to_measure, measured, refuse_other_classes
+    from course_lib.predictions import asking, refuse_other_classes
+    from course_lib.runs import load_to_measure, measured
     bundle, predictor = open_both(args.bundle)
     if args.device: asking(predictor).to(args.device)
     splits = load_to_measure(args.data, bundle.meta, args.seed)
@@ -241,7 +264,11 @@ def evaluate_bundle(args) -> int:
 def score_table(
     result: dict,  # what an evaluator returned
 ) -> str:
-    "The scores as a table, a row per class, and those of all classes together below."
+    """The scores as a table, a row per class, and those of all classes together below.
+
+    Arguments:
+        result: what an evaluator returned
+    """
     classes, speed = result["per_class"], f"{result['images_per_second']:.0f} images/s"
     names = list(next(iter(classes.values())))
     widths = [max(11, len(name) + 2) for name in names]
@@ -264,7 +291,7 @@ def predict(args) -> int:
     "Say what is on images; 2 if none can be read."
     from course_lib.files import kinds_of
     from course_lib.predictions import Predictions, items_of
-    from course_lib.runs import asking
+    from course_lib.predictions import asking
     bundle, model = open_both(args.bundle)
     predictor = asking(model, bundle.meta.get("data", {}).get("scales"))
     if args.device: predictor.to(args.device)
@@ -314,7 +341,13 @@ def make_room(
     targets: list[Path],    # what is going to be written
 ) -> None:
     """Make the folders of files that are going to be written. CourseError for one that would replace what
-    is read, or a folder."""
+    is read, or a folder.
+
+    Arguments:
+        originals: what is read: images, folders and zips
+        bundle: that is used
+        targets: what is going to be written
+    """
     model = Path(bundle).expanduser().resolve()
     read = {path.expanduser().resolve() for path in originals}
     same = {_identity(path) for path in read if path.exists()}  # of hard links, too
@@ -346,7 +379,12 @@ def as_file(
     results,    # `Predictions`
     path: str,  # whose ending says how: .csv and .parquet are tables, anything else is json
 ) -> bytes:
-    "The content of the file that holds the predictions. CourseError for a table that needs pandas."
+    """The content of the file that holds the predictions. CourseError for a table that needs pandas.
+
+    Arguments:
+        results: `Predictions`
+        path: whose ending says how: .csv and .parquet are tables, anything else is json
+    """
     ending = Path(path).suffix.lower()
     if ending == ".csv": return results.to_csv().encode()
     if ending != ".parquet": return json.dumps([one.as_dict() for one in results], indent=2).encode()
@@ -359,7 +397,12 @@ def drawn_files(
     out: str,  # a folder, or for a single image perhaps its new name; for a video its new name
     found,     # what was found: `Found`
 ) -> list[Path]:
-    "Where each drawn image goes: as a JPEG, under its own name. CourseError for two with one name."
+    """Where each drawn image goes: as a JPEG, under its own name. CourseError for two with one name.
+
+    Arguments:
+        out: a folder, or for a single image perhaps its new name; for a video its new name
+        found: what was found: `Found`
+    """
     items = found.items
     if found.rate: return [Path(out)]
     if len(items) == 1 and Path(out).suffix.lower() in (".jpg", ".jpeg", ".png"): return [Path(out)]
@@ -380,7 +423,12 @@ def saving(
     drawn: list[Path],  # of `drawn_files`
     rate: float,        # of a video, frames in a second; 0: these are images
 ):
-    "A function that saves the drawn image of a number: as a file of its own, or as a video's next frame."
+    """A function that saves the drawn image of a number: as a file of its own, or as a video's next frame.
+
+    Arguments:
+        drawn: of `drawn_files`
+        rate: of a video, frames in a second; 0: these are images
+    """
     if not drawn or not rate: yield lambda image, i: save_image(image, drawn[i])
     else:
         from course_lib.predictions import video_writer
@@ -391,7 +439,11 @@ def save_image(
     image: np.ndarray,  # uint8 [H, W, 3]
     path: Path,
 ) -> None:
-    "Write an image, whole, and the folders above it."
+    """Write an image, whole, and the folders above it.
+
+    Arguments:
+        image: uint8 [H, W, 3]
+    """
     from PIL import Image
     memory = io.BytesIO()
     kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
@@ -427,7 +479,11 @@ def cache_clear(args) -> int:
 def cache_table(
     found: list,  # of `Cache`
 ) -> str:
-    "Where the caches are, a line for each, and the sum of their sizes."
+    """Where the caches are, a line for each, and the sum of their sizes.
+
+    Arguments:
+        found: of `Cache`
+    """
     lines = [printable(str(found[0].paths[0].parent))] if found else []
     for cache in found:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(cache.used))
@@ -470,7 +526,11 @@ class Parser(argparse.ArgumentParser):
     def refuse(self,
         words: list[str],  # that it does not know
     ) -> None:
-        "End with an error that names the option which was probably meant."
+        """End with an error that names the option which was probably meant.
+
+        Arguments:
+            words: that it does not know
+        """
         known = [option for action in self._actions for option in action.option_strings]
         close = difflib.get_close_matches(words[0].partition("=")[0], known, n=1, cutoff=0.6)
         hint = f": did you mean '{close[0]}'?" if close else ""
@@ -480,7 +540,11 @@ class Parser(argparse.ArgumentParser):
 def make_parser(
     model: str | None = None,  # whose options `train` takes; it is imported only if it is named
 ) -> argparse.ArgumentParser:
-    "The parser of all commands. Each leaves its function in `args.command`."
+    """The parser of all commands. Each leaves its function in `args.command`.
+
+    Arguments:
+        model: whose options `train` takes; it is imported only if it is named
+    """
     parser = Parser(
         "course",
         description="Train, measure and use image classifiers and detectors; check data; run the course.",
@@ -586,7 +650,11 @@ def _add_data(commands) -> None:
 def named_model(
     words: list[str],  # behind `course train`
 ) -> str | None:
-    "The model they name, before or behind the general options; its own options stand behind its name."
+    """The model they name, before or behind the general options; its own options stand behind its name.
+
+    Arguments:
+        words: behind `course train`
+    """
     finder = Parser("course train", add_help=False)
     _general_options(finder)
     return finder.parse_known_args(words)[0].model
@@ -619,7 +687,11 @@ def _general_options(action) -> None:
 def with_config(
     words: list[str],  # behind `course train`
 ) -> list[str]:
-    "With the words of the file that `--config` names in front: what is said later wins."
+    """With the words of the file that `--config` names in front: what is said later wins.
+
+    Arguments:
+        words: behind `course train`
+    """
     finder = Parser("course train", add_help=False)
     finder.add_argument("--config")
     file = finder.parse_known_args(words)[0].config
@@ -683,7 +755,11 @@ def _add_cache(commands) -> None:
 def run(
     argv: list[str],  # the words after `course`
 ) -> int:
-    "Run a command; its exit status. What goes wrong is raised."
+    """Run a command; its exit status. What goes wrong is raised.
+
+    Arguments:
+        argv: the words after `course`
+    """
     first = Parser("course", add_help=False)
     _add_import(first)
     asked, argv = first.parse_known_args(argv)
@@ -719,7 +795,11 @@ class Speaker(logging.Handler):
 def main(
     argv: list[str] | None = None,  # the words after `course`; by default those of the process
 ) -> int:
-    "Run a command; its exit status. What the user can put right is one line on standard error and status 2."
+    """Run a command; its exit status. What the user can put right is one line on standard error and status 2.
+
+    Arguments:
+        argv: the words after `course`; by default those of the process
+    """
     argv = sys.argv[1:] if argv is None else argv
     for stream in (sys.stdout, sys.stderr):  # file names may hold characters that the terminal cannot show
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")

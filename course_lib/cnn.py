@@ -14,7 +14,14 @@ from .predictors import network
 class ConvBlock(nn.Sequential):
     """[B, in, S, S] to [B, out, S/2, S/2]: convolution, max pooling, batch normalization, ReLU, dropout.
 
-    Pooling comes before the rest, which then has a quarter of the work; it may change places with ReLU."""
+    Pooling comes before the rest, which then has a quarter of the work; it may change places with ReLU.
+
+    Arguments:
+        inputs: channels
+        outputs: channels
+        dropout: share of whole channels that training leaves out, 0..1
+        norm: batch normalization; without it the convolution has a bias
+    """
     def __init__(self,
         inputs: int,             # channels
         outputs: int,            # channels
@@ -37,13 +44,27 @@ def of_size(
     size: str,    # small, base or large
     table: dict,  # size -> what it means
 ):
-    "What a size means. CourseError for a size that the table does not have."
+    """What a size means. CourseError for a size that the table does not have.
+
+    Arguments:
+        size: small, base or large
+        table: size -> what it means
+    """
     if size in table: return table[size]
     raise CourseError(f"no size '{size}': use {', '.join(table)}")
 
 # %% ../nbs/06_cnn.ipynb #f72f2a4a
 class ConvNet(nn.Module):
-    "Four blocks, the average over all positions, two fully connected layers: [B, 3, S, S] to [B, K]."
+    """Four blocks, the average over all positions, two fully connected layers: [B, 3, S, S] to [B, K].
+
+    Arguments:
+        classes: K
+        width: channels of the first block
+        dropout: before the last layer, and a quarter of it within the blocks; 0..1
+        norm: batch normalization
+        residual: a residual unit after each block
+        skip: the residual connection of that unit
+    """
     def __init__(self,
         classes: int,           # K
         width: int,             # channels of the first block
@@ -73,12 +94,22 @@ def cnn(
     size: Size = "base",  # small, base or large: 16, 32 or 64 channels in the first of four blocks
     dropout: float = 0.2, # share of the features that training leaves out, 0..1
 ) -> nn.Module:
-    "Four convolution blocks with batch normalization and dropout."
+    """Four convolution blocks with batch normalization and dropout.
+
+    Arguments:
+        classes: K
+        size: small, base or large: 16, 32 or 64 channels in the first of four blocks
+        dropout: share of the features that training leaves out, 0..1
+    """
     return ConvNet(classes, of_size(size, BLOCK_WIDTHS), dropout)
 
 # %% ../nbs/06_cnn.ipynb #c7675c09
 class Residual(nn.Module):
-    "x + f(x), then ReLU: [B, C, S, S] to the same shape, with two convolutions in f (He et al. 2016, 3.2)."
+    """x + f(x), then ReLU: [B, C, S, S] to the same shape, with two convolutions in f (He et al. 2016, 3.2).
+
+    Arguments:
+        skip: the residual connection; without it f(x) alone, for comparison
+    """
     def __init__(self,
         channels: int,
         skip: bool = True,  # the residual connection; without it f(x) alone, for comparison
@@ -101,5 +132,11 @@ def cnn_residual(
     size: Size = "base",  # small, base or large: 16, 32 or 64 channels in the first of four blocks
     dropout: float = 0.2, # share of the features that training leaves out, 0..1
 ) -> nn.Module:
-    "Four convolution blocks, each followed by a residual unit."
+    """Four convolution blocks, each followed by a residual unit.
+
+    Arguments:
+        classes: K
+        size: small, base or large: 16, 32 or 64 channels in the first of four blocks
+        dropout: share of the features that training leaves out, 0..1
+    """
     return ConvNet(classes, of_size(size, BLOCK_WIDTHS), dropout, residual=True)

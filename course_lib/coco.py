@@ -105,7 +105,11 @@ def _coco_box(entry: dict) -> tuple | None:
 def said_size(
     image: Mapping,  # what an annotation says of its image
 ) -> tuple:
-    "Width and height as written: (0, 0) if they are no numbers, () if they are missing."
+    """Width and height as written: (0, 0) if they are no numbers, () if they are missing.
+
+    Arguments:
+        image: what an annotation says of its image
+    """
     if "width" not in image or "height" not in image: return ()
     try: return int(image["width"]), int(image["height"])
     except (TypeError, ValueError, OverflowError): return 0, 0
@@ -139,7 +143,11 @@ class _Pool:
 
 # %% ../nbs/01e_coco.ipynb #eb7f048b
 class ListedImages:
-    "Images that a file of annotations names."
+    """Images that a file of annotations names.
+
+    Arguments:
+        names: of all images
+    """
 
     def __init__(self,
         names: list[str],  # of all images
@@ -151,7 +159,11 @@ class ListedImages:
     def pool(self,
         split: str,  # '' for none
     ) -> _Pool:
-        "The images in folders of a split or of none, if there are some in a folder of that split; else all."
+        """The images in folders of a split or of none, if there are some in a folder of that split; else all.
+
+        Arguments:
+            split: '' for none
+        """
         if split not in self.splits.values(): return self.pools[""]
         if split not in self.pools:
             self.pools[split] = _Pool(name for name, other in self.splits.items() if other in ("", split))
@@ -160,7 +172,11 @@ class ListedImages:
     def missing(self,
         name: str,  # as written
     ) -> str:
-        "Why there is no image of that name."
+        """Why there is no image of that name.
+
+        Arguments:
+            name: as written
+        """
         several = self.pools[""].exact.get(PurePosixPath(name.replace("\\", "/")).name, [])
         return f"{name} may be {' or '.join(several[:3])}" if len(several) > 1 else f"no image {name}"
 
@@ -168,7 +184,12 @@ class ListedImages:
         source: str,       # the file of annotations
         names: list[str],  # of images, as it writes them
     ) -> list[str]:
-        "The images that the names in a json mean, '' where there is none or not just one."
+        """The images that the names in a json mean, '' where there is none or not just one.
+
+        Arguments:
+            source: the file of annotations
+            names: of images, as it writes them
+        """
         folder, own = PurePosixPath(source).parent, self.pool(split_in(source))
         paths = [PurePosixPath(name.replace("\\", "/")) for name in names]
         pools = [self.pools[""] if split_in(str(path.parent)) else own for path in paths]  # 'train/1.jpg'

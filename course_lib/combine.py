@@ -29,7 +29,11 @@ def concat(
     first: Images,
     second: Images,  # of the same classes and task
 ) -> Images:
-    "Two splits as one."
+    """Two splits as one.
+
+    Arguments:
+        second: of the same classes and task
+    """
     targets = [*first.targets, *second.targets]
     read = _Joined(first.read, second.read, len(first))
     return replace(first, names=first.names + second.names, targets=targets, read=read,
@@ -40,7 +44,11 @@ def reorder_classes(
     dataset: Images,
     classes: list[str],  # the same names in another order, and perhaps more, as a model knows them
 ) -> Images:
-    "The same images with their classes in this order."
+    """The same images with their classes in this order.
+
+    Arguments:
+        classes: the same names in another order, and perhaps more, as a model knows them
+    """
     if list(dataset.classes) == list(classes): return dataset
     place = np.array([list(classes).index(name) for name in dataset.classes])  # [K], their new numbers
     targets = [_renumbered(target, place, dataset.task, len(classes)) for target in dataset.targets]
@@ -63,7 +71,11 @@ def only_these(
     splits: Splits,
     names: str,  # of the classes that are kept: 'cat,dog'
 ) -> Splits:
-    "The splits without other classes. CourseError for a name that the data does not have."
+    """The splits without other classes. CourseError for a name that the data does not have.
+
+    Arguments:
+        names: of the classes that are kept: 'cat,dog'
+    """
     classes = wanted_classes(names, splits.classes)
     parts = {split: _only_these(splits[split], classes) for split in NAMES}
     if not all(map(len, parts.values())): raise CourseError(f"classes={names}: a split has no image of these")
@@ -94,7 +106,15 @@ def to_measure(
     split: str | None,  # train, valid, test or all, as the user says
     learnt: bool,       # whether a model has learnt from this very data, so that only its test split is new
 ) -> tuple[str, Images]:  # the name of the split, or 'all'
-    "What a model is measured on: the test split; all images of new data that does not say what is in it."
+    """What a model is measured on: the test split; all images of new data that does not say what is in it.
+
+    Arguments:
+        split: train, valid, test or all, as the user says
+        learnt: whether a model has learnt from this very data, so that only its test split is new
+
+    Returns:
+        the name of the split, or 'all'
+    """
     if split is None and set(splits.made) == set(NAMES) and not learnt: split = "all"
     if split is None: split = next((name for name in ("test", "valid") if len(splits[name])), "test")
     if split != "all": return split, splits[split]

@@ -3,10 +3,11 @@
 # %% auto #0
 __all__ = ['log', 'EXTRAS', 'sources', 'readers', 'layouts', 'networks', 'models', 'predictors', 'formats', 'evaluators',
            'RESULT', 'FULL', 'ELSEWHERE', 'BUNDLE', 'printable', 'CourseError', 'within', 'of_torchrun',
-           'argument_comments', 'documented', 'Registry', 'home_of', 'library_sources', 'load_plugins', 'import_file',
-           'progress', 'in_notebook', 'peak_memory', 'report', 'beside', 'discard', 'writing', 'whole', 'write_whole',
-           'home', 'build_once', 'only_one', 'Bundle', 'checksum', 'digest', 'versions', 'save_bundle', 'must_stay',
-           'move_into', 'writable_bundle', 'open_bundle', 'most_bytes', 'open_model', 'open_both', 'model_in']
+           'argument_comments', 'comments_in', 'documented', 'Registry', 'home_of', 'library_sources', 'load_plugins',
+           'import_file', 'progress', 'in_notebook', 'peak_memory', 'report', 'beside', 'discard', 'writing', 'whole',
+           'write_whole', 'home', 'build_once', 'only_one', 'Bundle', 'checksum', 'digest', 'versions', 'save_bundle',
+           'must_stay', 'move_into', 'writable_bundle', 'open_bundle', 'most_bytes', 'open_model', 'open_both',
+           'model_in']
 
 # %% ../nbs/00b_core.ipynb #65359c29
 import ctypes
@@ -53,7 +54,11 @@ def printable(
     text: str,  # such as the name of a file, which may hold any character
 ) -> str:
     """The text on one line, and as harmless as it looks: a line break or another control character stands as
-    Python writes it, `\\n`. A terminal would obey it."""
+    Python writes it, `\\n`. A terminal would obey it.
+
+    Arguments:
+        text: such as the name of a file, which may hold any character
+    """
     return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
 # %% ../nbs/00b_core.ipynb #5c863255
@@ -68,7 +73,12 @@ def within(
     high: float,      # the largest value allowed
     **values: float,  # by the names that the user knows
 ) -> None:
-    "CourseError for a value outside low .. high, or that is not a number."
+    """CourseError for a value outside low .. high, or that is not a number.
+
+    Arguments:
+        low: the smallest value allowed
+        high: the largest value allowed
+    """
     for name, value in values.items():
         if isinstance(value, Real) and low <= value <= high: continue
         raise CourseError(f"{name}={str(value)[:60]}: use a number from {low:g} to {high:g}")
@@ -77,7 +87,11 @@ def within(
 def of_torchrun(
     name: str,  # RANK: the number of this process, from 0; or WORLD_SIZE: how many there are
 ) -> int:
-    "What torchrun says in the environment; without it, 0 and 1. CourseError for what is no number."
+    """What torchrun says in the environment; without it, 0 and 1. CourseError for what is no number.
+
+    Arguments:
+        name: RANK: the number of this process, from 0; or WORLD_SIZE: how many there are
+    """
     said = os.environ.get(name, dict(RANK="0", WORLD_SIZE="1")[name])
     if said.isdecimal(): return int(said)
     raise CourseError(f"the environment says {name}={said}: torchrun sets a whole number, or unset it")
@@ -86,7 +100,11 @@ def of_torchrun(
 def argument_comments(
     function,  # whose arguments have a comment each, on their own line
 ) -> dict[str, str]:
-    "The comment behind each argument of a function, from its source; or from what its `documented_in` names."
+    """The comment behind each argument of a function, from its source; or from what its `documented_in` names.
+
+    Arguments:
+        function: whose arguments have a comment each, on their own line
+    """
     found = {}
     for part in getattr(function, "documented_in", [function]): found = _comments_in(part) | found
     return found
@@ -94,10 +112,22 @@ def argument_comments(
 
 @cache
 def _comments_in(part) -> dict[str, str]:
-    "The comments of one function or class; the first of two for one name."
+    "The comments of one function or class."
+    return comments_in(inspect.getsource(part))
+
+
+def comments_in(
+    code: str,  # with a line for each argument
+) -> dict[str, str]:
+    """The comment behind each name; the first of two for one name.
+
+    Arguments:
+        code: with a line for each argument
+    """
     pattern = r"^\s+(\w+)\s*(?::[^#\n]*)?(?:=[^#\n]*)?,?\s*#\s*(.+)$"
-    lines = list(re.finditer(pattern, inspect.getsource(part), re.M))
-    return {line[1]: line[2].strip() for line in reversed(lines)}
+    found = {}
+    for line in re.finditer(pattern, code, re.M): found.setdefault(line[1], line[2].strip())
+    return found
 
 
 def documented(function):
@@ -106,7 +136,8 @@ def documented(function):
     except (OSError, TypeError): return function  # without its source
     names = [name for name in inspect.signature(function).parameters if name in comments]
     lines = [f"    {name}: {comments[name]}" for name in names]
-    if lines: function.__doc__ = "\n".join([inspect.getdoc(function) or "", "", "Arguments:", *lines])
+    about = re.split(r"\n\n(?:Arguments|Returns):\n", inspect.getdoc(function) or "")[0]
+    if lines: function.__doc__ = "\n".join([about, "", "Arguments:", *lines])
     return function
 
 
@@ -118,7 +149,11 @@ class Registry(dict):
     """Named things: a decorator adds one, and an unknown name is an error with suggestions.
 
     A name that is not there yet is looked for in the library's source, then in plug-ins.
-    A mistyped name imports no module of the library."""
+    A mistyped name imports no module of the library.
+
+    Arguments:
+        kind: what the names stand for, as it appears in errors: 'model'
+    """
 
     def __init__(self,
         kind: str,    # what the names stand for, as it appears in errors: 'model'
@@ -132,7 +167,11 @@ class Registry(dict):
     def register(self,
         name: str,  # the name users will type
     ):
-        "A decorator that files a function or class under `name` and returns it unchanged."
+        """A decorator that files a function or class under `name` and returns it unchanged.
+
+        Arguments:
+            name: the name users will type
+        """
         def add(thing):
             self.add(name, thing)
             return thing
@@ -143,7 +182,12 @@ class Registry(dict):
         thing,      # what it stands for; another thing of that name is replaced, with a warning
     ) -> None:
         """File `thing` under `name`. What comes from elsewhere stays when the library's own is imported
-        after it."""
+        after it.
+
+        Arguments:
+            name: the name users will type
+            thing: what it stands for; another thing of that name is replaced, with a warning
+        """
         old, new = home_of(self.get(name)), home_of(thing)
         in_its_notebook = new.startswith("__main__.") and old.endswith(new.removeprefix("__main__"))
         stays = name in self and not old.startswith("course_lib.") and new.startswith("course_lib.")
@@ -218,7 +262,11 @@ def load_plugins() -> None:
 def import_file(
     path: Path,  # of a Python file that registers something
 ) -> None:
-    "Import a plug-in by its path, as `course --import FILE` does. CourseError if that cannot be done."
+    """Import a plug-in by its path, as `course --import FILE` does. CourseError if that cannot be done.
+
+    Arguments:
+        path: of a Python file that registers something
+    """
     path = Path(path).expanduser().resolve()
     if not path.is_file(): raise CourseError(f"nothing to import: there is no file '{path}'")
     spec = spec_from_file_location(path.stem, path)
@@ -265,7 +313,12 @@ def progress(
     **how,          # total, unit, initial, disable ... as of tqdm
 ):
     """A bar over `items`, in a terminal and in a notebook; none in a file or a pipe. `TQDM_DISABLE=1`
-    switches all bars off."""
+    switches all bars off.
+
+    Arguments:
+        items: what to go through; None: `update` says how far it is
+        what: in front of the bar
+    """
     if os.environ.get("TQDM_DISABLE", "0") != "0": how["disable"] = True
     how = dict(delay=2, leave=False, dynamic_ncols=True, desc=what, disable=None) | how
     if not in_notebook(): return tqdm(items, **how)
@@ -328,7 +381,11 @@ def beside(
     path: Path,  # of a file or a folder that is going to be made
 ) -> Path:
     """A free name for it in the same folder, until it is complete. What killed processes left there under
-    such names is removed."""
+    such names is removed.
+
+    Arguments:
+        path: of a file or a folder that is going to be made
+    """
     start = f".{path.name[:100]}."  # a name may have 255 bytes
     for old in path.parent.glob("*.part") if path.parent.is_dir() else ():
         process = re.fullmatch(re.escape(start) + r"(\d+)-[0-9a-f]{12}\.part", old.name)
@@ -339,7 +396,11 @@ def beside(
 def discard(
     path: Path,  # of a file or a folder of ours; it may be gone
 ) -> None:
-    "Remove it, if that is possible."
+    """Remove it, if that is possible.
+
+    Arguments:
+        path: of a file or a folder of ours; it may be gone
+    """
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
     else: path.unlink(missing_ok=True)
 
@@ -353,7 +414,12 @@ def writing(
     path: Path,  # what is written
     otherwise: str = "choose another place",  # what helps if it cannot be
 ) -> Iterator[None]:
-    "A full disk or a forbidden place becomes a CourseError that says what to do."
+    """A full disk or a forbidden place becomes a CourseError that says what to do.
+
+    Arguments:
+        path: what is written
+        otherwise: what helps if it cannot be
+    """
     try: yield
     except OSError as why:
         if why.errno not in FULL + _FORBIDDEN or not _concerns(why, Path(path)): raise
@@ -373,7 +439,11 @@ def _concerns(why: OSError, path: Path) -> bool:
 def whole(
     path: Path,  # a file, made or replaced
 ) -> Iterator[Path]:
-    "Where to write it. It takes its place when the block ends; after an error nothing has changed."
+    """Where to write it. It takes its place when the block ends; after an error nothing has changed.
+
+    Arguments:
+        path: a file, made or replaced
+    """
     part = beside(path)
     try:
         yield part
@@ -414,7 +484,12 @@ def build_once(
     path: Path,   # the file to make
     write,        # write(temporary_path) makes its content; called only when `path` does not exist
 ) -> Path:
-    "`path`. If it does not exist, `write` makes it, whole, in one process while others wait."
+    """`path`. If it does not exist, `write` makes it, whole, in one process while others wait.
+
+    Arguments:
+        path: the file to make
+        write: write(temporary_path) makes its content; called only when `path` does not exist
+    """
     path = Path(path)
     if path.exists(): return path
     with writing(path, ELSEWHERE):
@@ -429,7 +504,11 @@ def build_once(
 def only_one(
     path: Path,  # what is going to be written
 ) -> Iterator[None]:
-    "CourseError if another process of this computer is in such a block for the same path."
+    """CourseError if another process of this computer is in such a block for the same path.
+
+    Arguments:
+        path: what is going to be written
+    """
     name = hashlib.sha1(os.fsencode(Path(path).resolve())).hexdigest()[:20]
     folder = home() / "locks"
     with writing(folder, ELSEWHERE):
@@ -445,7 +524,12 @@ def only_one(
 # %% ../nbs/00b_core.ipynb #ab27d289
 @dataclass(frozen=True)
 class Bundle:
-    "An opened bundle: a folder whose files match their checksums, and the description in its `model.json`."
+    """An opened bundle: a folder whose files match their checksums, and the description in its `model.json`.
+
+    Arguments:
+        folder: where it is
+        meta: the content of model.json
+    """
     folder: Path  # where it is
     meta: dict    # the content of model.json
 
@@ -457,7 +541,11 @@ _REQUIRED = dict(architecture=str, format=str, classes=list, task=str, input_siz
 def checksum(
     path: Path,  # a file
 ) -> str:
-    "The file's sha256 in hexadecimal."
+    """The file's sha256 in hexadecimal.
+
+    Arguments:
+        path: a file
+    """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20): digest.update(block)
@@ -467,7 +555,11 @@ def checksum(
 def digest(
     meta: dict,  # the content of a model.json; an entry `digest` in it is left out
 ) -> str:
-    "The sha256 of a description, whatever the order and the spacing of its entries."
+    """The sha256 of a description, whatever the order and the spacing of its entries.
+
+    Arguments:
+        meta: the content of a model.json; an entry `digest` in it is left out
+    """
     told = {name: value for name, value in json.loads(json.dumps(meta)).items() if name != "digest"}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -532,7 +624,13 @@ def save_bundle(
     """Write a bundle, whole: until it is complete, an earlier one stays.
 
     CourseError as from `writable_bundle`, for a full disk, and for a description that `open_bundle` would
-    refuse."""
+    refuse.
+
+    Arguments:
+        folder: the folder to make; an earlier bundle there is replaced, anything else is refused
+        meta: architecture, format, classes, task, input_size, and whatever else describes the model
+        write: write(folder) puts the model's files there
+    """
     folder = writable_bundle(folder)
     part = beside(folder)
     try:
@@ -598,7 +696,11 @@ def writable_bundle(
     """The absolute path of `folder`, if a bundle can be saved there. Ask before a long training run.
 
     CourseError for what is no folder, for a folder that holds anything but a bundle or that others stand in,
-    and where writing fails."""
+    and where writing fails.
+
+    Arguments:
+        folder: where a bundle is going to be saved
+    """
     try: folder = Path(folder).expanduser().resolve()
     except RuntimeError as why: raise CourseError(f"'{folder}': {why}") from None
     def refuse(why, what="a new or empty folder"): return CourseError(f"'{folder}' {why}: choose {what}")
@@ -635,7 +737,11 @@ def _listed(
 def open_bundle(
     folder: Path,  # a folder written by `save_bundle`
 ) -> Bundle:
-    "The bundle in `folder`, checked; executes nothing. CourseError if it is foreign, altered or too new."
+    """The bundle in `folder`, checked; executes nothing. CourseError if it is foreign, altered or too new.
+
+    Arguments:
+        folder: a folder written by `save_bundle`
+    """
     return _of_one_time(folder, _opened)
 
 
@@ -691,12 +797,16 @@ def most_bytes() -> float:
     except ValueError: raise CourseError(f"COURSE_MOST_GB={said}: use a number") from None
 
 # %% ../nbs/00b_core.ipynb #6c98586c
-@documented
 def open_model(
     folder: Path,               # a bundle
     device: str | None = None,  # cpu, cuda, mps or auto; None: where the model likes to be
 ):
-    "The trained predictor in a bundle, whatever its architecture. CourseError if the bundle is unusable."
+    """The trained predictor in a bundle, whatever its architecture. CourseError if the bundle is unusable.
+
+    Arguments:
+        folder: a bundle
+        device: cpu, cuda, mps or auto; None: where the model likes to be
+    """
     return open_both(folder, device)[1]
 
 
@@ -704,7 +814,12 @@ def open_both(
     folder: Path,  # a bundle
     device: str | None = None,  # as of `open_model`
 ) -> tuple[Bundle, object]:
-    "The bundle and the predictor in it, both of one time. CourseError if the bundle is unusable."
+    """The bundle and the predictor in it, both of one time. CourseError if the bundle is unusable.
+
+    Arguments:
+        folder: a bundle
+        device: as of `open_model`
+    """
     bundle, predictor = _of_one_time(folder, _both)
     return bundle, predictor.to(device) if device else predictor
 
@@ -717,7 +832,11 @@ def _both(folder: Path) -> tuple[Bundle, object]:
 def model_in(
     bundle: Bundle,  # from `open_bundle`
 ):
-    "The trained predictor in an opened bundle. CourseError if no model can be made of it."
+    """The trained predictor in an opened bundle. CourseError if no model can be made of it.
+
+    Arguments:
+        bundle: from `open_bundle`
+    """
     try: predictor = formats[bundle.meta["format"]](bundle)
     except CourseError: raise
     except Exception as error: raise _unusable(bundle, error) from error  # it may fail anywhere

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from .caches import cache_file, new_array
-from .core import CourseError, documented, home, progress, readers, sources
+from .core import CourseError, home, progress, readers, sources
 from .decoding import eight_bits, grey_values, plain_errors, read_image, scale_for
 from .specs import Finding, is_path, parse_spec
 
@@ -28,7 +28,15 @@ def decode(
     data: bytes,                 # the content of an image file
     scales: dict | None = None,  # of images with more than 8 bits, as `common_scales` returns them
 ) -> np.ndarray:                 # uint8 [H, W, 3]
-    "The image in RGB, upright by its EXIF orientation. OSError if it cannot be read to its end."
+    """The image in RGB, upright by its EXIF orientation. OSError if it cannot be read to its end.
+
+    Arguments:
+        data: the content of an image file
+        scales: of images with more than 8 bits, as `common_scales` returns them
+
+    Returns:
+        uint8 [H, W, 3]
+    """
     with plain_errors(data): return np.array(to_rgb(read_image(data).image, scales))
 
 # %% ../nbs/01_data.ipynb #e8c9510c
@@ -36,7 +44,12 @@ def to_rgb(
     image: Image.Image,          # of any mode
     scales: dict | None = None,  # of images with more than 8 bits; None: as of the only image there is
 ) -> Image.Image:
-    "The image in 8-bit RGB: 16 bits are scaled, not clipped; transparent parts become white."
+    """The image in 8-bit RGB: 16 bits are scaled, not clipped; transparent parts become white.
+
+    Arguments:
+        image: of any mode
+        scales: of images with more than 8 bits; None: as of the only image there is
+    """
     values = grey_values(image)
     if values is not None: image = Image.fromarray(eight_bits(values, scale_for(values, scales)))
     if image.has_transparency_data:
@@ -49,7 +62,15 @@ def uniform(
     digest: str,  # identifies an image by its content
     seed: int,    # another seed gives another number
 ) -> float:       # 0 <= u < 1
-    "A number that looks random and follows from content and seed alone."
+    """A number that looks random and follows from content and seed alone.
+
+    Arguments:
+        digest: identifies an image by its content
+        seed: another seed gives another number
+
+    Returns:
+        0 <= u < 1
+    """
     return int(sha1(f"{seed}:{digest}".encode()).hexdigest()[:13], 16) / 16**13
 
 # %% ../nbs/01_data.ipynb #f176ca8a
@@ -63,7 +84,17 @@ def assign(
 
     Then, rarest class first, a split that lacks the class gets its nearest image among those that can be
     spared. Each split, in the order train, valid, test, keeps its own image of the class that drew the
-    smallest number."""
+    smallest number.
+
+    Arguments:
+        labels: digest -> the classes to be seen in the image; one, several or none
+        seed: of the numbers that images draw
+        valid: share of the validation split, 0..1
+        test: share of the test split, 0..1
+
+    Returns:
+        digest -> 'train' | 'valid' | 'test'
+    """
     # 1. each image draws its number, and the range that the number lies in is its split
     draws = {digest: uniform(digest, seed) for digest in labels}
     ranges = dict(test=(0, test), valid=(test, test + valid), train=(test + valid, 1))
@@ -103,7 +134,16 @@ NAMES = ("train", "valid", "test")  # of the splits
 
 @dataclass(repr=False)
 class Images:
-    "One split: images by index, decoded when asked for. `dataset[i]` is (uint8 [H, W, 3], target)."
+    """One split: images by index, decoded when asked for. `dataset[i]` is (uint8 [H, W, 3], target).
+
+    Arguments:
+        names: one per image, for messages and predictions
+        targets: per image: class number | float32 [K] of 0 and 1 | the dict of `detection_target`
+        classes: K names, sorted
+        task: SINGLE, MULTI or DETECTION
+        read: index -> uint8 [H, W, 3] RGB; can be pickled, for worker processes
+        key: fingerprint of the content, for the cache
+    """
     names: list[str]    # one per image, for messages and predictions
     targets: list       # per image: class number | float32 [K] of 0 and 1 | the dict of `detection_target`
     classes: list[str]  # K names, sorted
@@ -120,7 +160,11 @@ class Images:
     def subset(self,
         indices: Iterable[int],  # which images, in which order; or a mask: True or False for each image
     ) -> "Images":
-        "Some of the images. CourseError for a mask of another length."
+        """Some of the images. CourseError for a mask of another length.
+
+        Arguments:
+            indices: which images, in which order; or a mask: True or False for each image
+        """
         chosen = np.asarray(indices if hasattr(indices, "__array__") else list(indices))
         if chosen.dtype == bool:
             if chosen.shape != (len(self),):
@@ -145,7 +189,15 @@ class _Chosen:
 # %% ../nbs/01_data.ipynb #6b10ddea
 @dataclass(repr=False)
 class Splits:
-    "The three splits of a data set."
+    """The three splits of a data set.
+
+    Arguments:
+        task: SINGLE, MULTI or DETECTION
+        spec: what was loaded
+        left_out: what could not be used, or had to be changed
+        made: the splits of which the data says nothing: made here, by content
+        scales: of images with more than 8 bits: see `common_scales`
+    """
     train: Images
     valid: Images
     test: Images
@@ -170,7 +222,6 @@ class Splits:
         return f"{self.spec}: {self.task}, {len(self.classes)} classes, {sizes}"
 
 # %% ../nbs/01_data.ipynb #63d2a52d
-@documented
 def load(
     spec: str,       # 'streets?condition=night', 'cifar10', a folder, a zip, a COCO json
     seed: int = 0,   # of the splits that the data does not bring along, and of generated data
@@ -180,7 +231,12 @@ def load(
 
     If a built-in data set and a folder have the same name, the built-in one is loaded; write `./streets` for
     the folder. (`course data list` prints the built-in ones.)
-    CourseError if the data is not there or cannot be used."""
+    CourseError if the data is not there or cannot be used.
+
+    Arguments:
+        spec: 'streets?condition=night', 'cifar10', a folder, a zip, a COCO json
+        seed: of the splits that the data does not bring along, and of generated data
+    """
     name, seed, options = parse_spec(spec, seed, options)
     if is_path(name): splits = readers["path"](name, seed, **options)
     else:
@@ -197,7 +253,13 @@ def parallel(
 ) -> Iterator:
     """The results of `work`, in order, from one thread per processor.
 
-    Python's threads mostly wait for each other, but while Pillow decodes, the others can go on."""
+    Python's threads mostly wait for each other, but while Pillow decodes, the others can go on.
+
+    Arguments:
+        work: of one item
+        items: what to work on
+        what: the label of the progress bar
+    """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from progress(pool.map(work, items), what, total=len(items), unit="images")
 
@@ -207,7 +269,16 @@ def resize(
     size: int,          # side of the square, in pixels
     fit: str = "crop",  # 'crop': shorter side to `size`, then the centre; 'squash': both sides to `size`
 ) -> np.ndarray:        # uint8 [size, size, 3]
-    "The image as a square. Pixels are averaged as it shrinks, so that edges stay smooth (antialiasing)."
+    """The image as a square. Pixels are averaged as it shrinks, so that edges stay smooth (antialiasing).
+
+    Arguments:
+        image: uint8 [H, W, 3]
+        size: side of the square, in pixels
+        fit: 'crop': shorter side to `size`, then the centre; 'squash': both sides to `size`
+
+    Returns:
+        uint8 [size, size, 3]
+    """
     if image.shape[:2] == (size, size): return image
     to_size = ImageOps.fit if fit == "crop" else Image.Image.resize
     return np.asarray(to_size(Image.fromarray(image), (size, size), Image.Resampling.BILINEAR))
@@ -218,7 +289,15 @@ def pixels(
     size: int,          # side of the square, in pixels
     fit: str = "crop",  # 'crop': shorter side to `size`, then the centre; 'squash': both sides to `size`
 ) -> np.ndarray:        # uint8 [N, size, size, 3], memory-mapped, read only
-    "The whole split at one size. Each image is decoded once; later calls read the file that the first made."
+    """The whole split at one size. Each image is decoded once; later calls read the file that the first made.
+
+    Arguments:
+        size: side of the square, in pixels
+        fit: 'crop': shorter side to `size`, then the centre; 'squash': both sides to `size`
+
+    Returns:
+        uint8 [N, size, size, 3], memory-mapped, read only
+    """
     if not len(dataset): return np.zeros((0, size, size, 3), np.uint8)
 
     def write(part: Path) -> None:
@@ -243,7 +322,14 @@ def _check_room(folder: Path, need: int) -> None:
 class Order:
     """Which images make up a batch: a pure function of (seed, epoch, step).
 
-    The batches of an epoch are as equal in size as can be: no batch of one is left over at its end."""
+    The batches of an epoch are as equal in size as can be: no batch of one is left over at its end.
+
+    Arguments:
+        count: images
+        batch_size: at most
+        shuffle: a new order in each epoch
+        seed: the order of epoch e follows from (seed, e)
+    """
 
     def __init__(self,
         count: int,             # images
@@ -263,7 +349,11 @@ class Order:
     def order(self,
         epoch: int,  # from 0
     ) -> np.ndarray:
-        "The indices of the images in the order of an epoch, [N]."
+        """The indices of the images in the order of an epoch, [N].
+
+        Arguments:
+            epoch: from 0
+        """
         if not self.shuffle: return np.arange(self.count)
         if self._epoch != epoch:
             self._order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
@@ -274,14 +364,26 @@ class Order:
         epoch: int,
         step: int,  # from 0
     ) -> np.ndarray:
-        "The indices of the images in a batch, [B]."
+        """The indices of the images in a batch, [B].
+
+        Arguments:
+            step: from 0
+        """
         start = self.count * step // len(self)
         stop = self.count * (step + 1) // len(self)
         return self.order(epoch)[start:stop]
 
 # %% ../nbs/01_data.ipynb #b26a0d95
 class Batches(Order):
-    "Batches of a split from its cache: images uint8 [B, 3, S, S], targets [B] or [B, K]."
+    """Batches of a split from its cache: images uint8 [B, 3, S, S], targets [B] or [B, K].
+
+    Arguments:
+        dataset: of a single-label or multi-label task
+        size: side of the images, in pixels
+        batch_size: at most
+        shuffle: a new order in each epoch
+        seed: the order of epoch e follows from (seed, e)
+    """
 
     def __init__(self,
         dataset: Images,        # of a single-label or multi-label task
@@ -301,7 +403,14 @@ class Batches(Order):
         epoch: int,
         step: int,  # from 0
     ) -> tuple[torch.Tensor, torch.Tensor]:  # uint8 [B, 3, S, S], channels last in memory; targets
-        "One batch of an epoch."
+        """One batch of an epoch.
+
+        Arguments:
+            step: from 0
+
+        Returns:
+            uint8 [B, 3, S, S], channels last in memory; targets
+        """
         chosen = self.numbers(epoch, step)
         return torch.from_numpy(self.images[chosen]).permute(0, 3, 1, 2), self.targets[chosen]
 
@@ -316,7 +425,16 @@ def to_float(
     mean: tuple = (0.485, 0.456, 0.406),  # of each channel, 0..1; the default is ImageNet's
     std: tuple = (0.229, 0.224, 0.225),   # standard deviation of each channel, on the same scale
 ) -> torch.Tensor:                        # float32 [B, 3, H, W]
-    "The batch as floats with about zero mean and unit variance, computed where the batch is."
+    """The batch as floats with about zero mean and unit variance, computed where the batch is.
+
+    Arguments:
+        images: uint8 [B, 3, H, W], on any device
+        mean: of each channel, 0..1; the default is ImageNet's
+        std: standard deviation of each channel, on the same scale
+
+    Returns:
+        float32 [B, 3, H, W]
+    """
     centre = torch.tensor(mean, device=images.device).view(1, -1, 1, 1) * 255
     scale = torch.tensor(std, device=images.device).view(1, -1, 1, 1) * 255
     return images.float().sub_(centre).div_(scale)
@@ -326,7 +444,15 @@ def flip(
     images: torch.Tensor,        # [B, 3, H, W]
     generator: torch.Generator,  # source of randomness
 ) -> torch.Tensor:               # [B, 3, H, W]
-    "Each image mirrored left to right, or not, with equal chance."
+    """Each image mirrored left to right, or not, with equal chance.
+
+    Arguments:
+        images: [B, 3, H, W]
+        generator: source of randomness
+
+    Returns:
+        [B, 3, H, W]
+    """
     chosen = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
     images = images.clone()
     images[chosen] = images[chosen].flip(3)
@@ -338,7 +464,16 @@ def shift(
     generator: torch.Generator,  # source of randomness
     pixels: int = 4,             # how far at most, in each direction; less in images that are not larger
 ) -> torch.Tensor:               # [B, 3, H, W]
-    "Each image moved by its own random offset; the border is reflected into the gap."
+    """Each image moved by its own random offset; the border is reflected into the gap.
+
+    Arguments:
+        images: [B, 3, H, W]
+        generator: source of randomness
+        pixels: how far at most, in each direction; less in images that are not larger
+
+    Returns:
+        [B, 3, H, W]
+    """
     b, _, h, w = images.shape
     pixels = min(pixels, h - 1, w - 1)
 

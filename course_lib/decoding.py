@@ -33,7 +33,11 @@ _STARTS = re.compile(
 def looks_like_an_image(
     start: bytes,  # of a file, 16 bytes are enough
 ) -> bool:
-    "Whether the first bytes are those of a format that is read."
+    """Whether the first bytes are those of a format that is read.
+
+    Arguments:
+        start: of a file, 16 bytes are enough
+    """
     return _STARTS.match(start) is not None
 
 
@@ -66,7 +70,11 @@ def _not_an_image(data: bytes) -> str:
 def plain_errors(
     data: bytes,  # the content of an image file
 ) -> Iterator[None]:
-    "Errors of decoders become OSErrors in plain words; UnidentifiedImageError, which is one, for no image."
+    """Errors of decoders become OSErrors in plain words; UnidentifiedImageError, which is one, for no image.
+
+    Arguments:
+        data: the content of an image file
+    """
     try: yield
     except UnidentifiedImageError:  # whose own text is an address in memory
         raise UnidentifiedImageError(_not_an_image(data)) from None
@@ -169,7 +177,17 @@ def _check_size(width: int, height: int, length: int) -> None:
 # %% ../nbs/01k_decoding.ipynb #cfcc51f8
 @dataclass(frozen=True)
 class Stored:
-    "An image as its file holds it."
+    """An image as its file holds it.
+
+    Arguments:
+        image: decoded, upright, in sRGB where a profile said otherwise; of any mode
+        format: by content: 'JPEG'
+        mode: of the file, as Pillow calls it: 'CMYK'
+        orientation: EXIF's, 1..8: 5 to 8 swap width and height
+        frames: pages or frames in the file, of which `image` is the first
+        profile: the ICC profile that was applied, or ''
+        halved: whether only the upper 8 of 16 bits a channel were taken
+    """
     image: Image.Image  # decoded, upright, in sRGB where a profile said otherwise; of any mode
     format: str         # by content: 'JPEG'
     mode: str           # of the file, as Pillow calls it: 'CMYK'
@@ -192,14 +210,22 @@ def _open(data: bytes) -> Image.Image:
 def image_format(
     data: bytes,  # the content of an image file
 ) -> str:
-    "The format of an image file by its content, as Pillow calls it: 'JPEG'. OSError if it is no image."
+    """The format of an image file by its content, as Pillow calls it: 'JPEG'. OSError if it is no image.
+
+    Arguments:
+        data: the content of an image file
+    """
     with plain_errors(data): return _open(data).format or ""
 
 # %% ../nbs/01k_decoding.ipynb #3e7bc6b9
 def read_image(
     data: bytes,  # the content of an image file
 ) -> Stored:
-    "The first image of a file. OSError if it cannot be read to its end."
+    """The first image of a file. OSError if it cannot be read to its end.
+
+    Arguments:
+        data: the content of an image file
+    """
     with plain_errors(data):
         opened = _open(data)
         mode, halved = opened.mode, opened.mode in ("RGB", "RGBA", "LA") and ";16" in str(opened.tile[:1])
@@ -220,7 +246,14 @@ WHITES = dict(whole=(255, 1023, 4095, 16383, 65535), float=(1, 255))  # 8, 10, .
 def grey_values(
     image: Image.Image,  # of any mode
 ) -> np.ndarray | None:  # int32 or float32 [H, W]
-    "The values of an image with more than 8 bits; None for one of 8."
+    """The values of an image with more than 8 bits; None for one of 8.
+
+    Arguments:
+        image: of any mode
+
+    Returns:
+        int32 or float32 [H, W]
+    """
     if image.mode[0] not in "IF": return None
     return np.asarray(image).astype(np.float32 if image.mode == "F" else np.int32)
 
@@ -228,7 +261,14 @@ def grey_values(
 def extent(
     values: np.ndarray,  # as of `grey_values`
 ) -> tuple[str, float, float]:  # 'whole' or 'float', the smallest and the largest value
-    "What the scale of a data set is made of."
+    """What the scale of a data set is made of.
+
+    Arguments:
+        values: as of `grey_values`
+
+    Returns:
+        'whole' or 'float', the smallest and the largest value
+    """
     if values.dtype == np.int32: return "whole", int(values.min()), int(values.max())
     finite = values[np.isfinite(values)]
     return "float", float(finite.min(initial=0)), float(finite.max(initial=0))
@@ -237,7 +277,14 @@ def extent(
 def common_scales(
     extents: Iterable[tuple[str, float, float]],  # of all images of a data set
 ) -> dict[str, tuple[float, float]]:  # 'whole', 'float' -> the values that are shown black and white
-    "One scale for all images of a data set."
+    """One scale for all images of a data set.
+
+    Arguments:
+        extents: of all images of a data set
+
+    Returns:
+        'whole', 'float' -> the values that are shown black and white
+    """
     ends = defaultdict(list)
     for kind, low, high in extents: ends[kind] += [low, high]
     return {kind: (min(0, *values), _white(kind, max(values))) for kind, values in ends.items()}
@@ -247,7 +294,12 @@ def scale_for(
     values: np.ndarray,                                 # as of `grey_values`
     scales: dict[str, tuple[float, float]] | None,      # of the data set, as `common_scales` returns them
 ) -> tuple[float, float]:
-    "The values of an image that are shown black and white: its data set's, or its own where there is none."
+    """The values of an image that are shown black and white: its data set's, or its own where there is none.
+
+    Arguments:
+        values: as of `grey_values`
+        scales: of the data set, as `common_scales` returns them
+    """
     own = extent(values)
     return tuple((scales or {}).get(own[0]) or common_scales([own])[own[0]])
 
@@ -262,7 +314,15 @@ def eight_bits(
     values: np.ndarray,           # int32 or float32, of any shape
     scale: tuple[float, float],   # the values that become 0 and 255
 ) -> np.ndarray:                  # uint8, of the same shape
-    "Values as 8 bits. What is no number becomes black."
+    """Values as 8 bits. What is no number becomes black.
+
+    Arguments:
+        values: int32 or float32, of any shape
+        scale: the values that become 0 and 255
+
+    Returns:
+        uint8, of the same shape
+    """
     black, white = scale
     finite = np.nan_to_num(values.astype(np.float32), nan=black, posinf=white, neginf=black)
     return ((finite - black) * (255 / (white - black))).clip(0, 255).round().astype(np.uint8)

@@ -39,7 +39,19 @@ def detections(
     top: int = 100,           # detections of each image
 ) -> list[dict]:              # for each image: boxes [M, 4] in pixels, labels [M] from 1, scores [M], falling
     """What a detector says, as boxes: softmax, decoding and suppression for a whole batch (Liu et al.
-    2016, section 3.7)."""
+    2016, section 3.7).
+
+    Arguments:
+        outputs: loc [B, A, 4], conf [B, A, K + 1], anchors [A, 4] in pixels: of `SSD`
+        size: side of the images in pixels: no box reaches beyond
+        least: the lowest probability of a detection, 0..1
+        threshold: boxes of a class with a higher IoU are duplicates
+        most: candidates of each class and image, before duplicates go
+        top: detections of each image
+
+    Returns:
+        for each image: boxes [M, 4] in pixels, labels [M] from 1, scores [M], falling
+    """
     loc, grid = outputs["loc"].float(), outputs["anchors"]
     scores = outputs["conf"].float().softmax(2)[..., 1:]                              # [B, A, K]
     (B, A, K), limit, counts = scores.shape, top, scores.new_zeros(len(scores))
@@ -62,7 +74,14 @@ def detections(
 def place_in(
     group: Tensor,  # int64 [M], the group of each
 ) -> Tensor:        # int64 [M]
-    "How many of the same group come before each."
+    """How many of the same group come before each.
+
+    Arguments:
+        group: int64 [M], the group of each
+
+    Returns:
+        int64 [M]
+    """
     order = group.argsort(stable=True)
     sorted_ = group[order].contiguous()
     place = torch.empty_like(order)
@@ -92,7 +111,11 @@ class CocoMetric(MeanAveragePrecision):
 class AveragePrecision(CocoMetric):
     """COCO's mean average precision of what a detector says, collected on the CPU.
 
-    Difficult objects count neither for nor against, as COCO's crowds do."""
+    Difficult objects count neither for nor against, as COCO's crowds do.
+
+    Arguments:
+        size: side of the images in pixels
+    """
     def __init__(self,
         size: int,  # side of the images in pixels
     ):
@@ -114,7 +137,11 @@ def as_truth(
     targets: Sequence[dict],      # boxes [N, 4], labels [N] and perhaps difficult [N], arrays or tensors
     device: str | torch.device = "cpu",
 ) -> list[dict]:
-    "Targets as torchmetrics takes them."
+    """Targets as torchmetrics takes them.
+
+    Arguments:
+        targets: boxes [N, 4], labels [N] and perhaps difficult [N], arrays or tensors
+    """
     def one(target):
         known = [name for name in ("boxes", "labels", "difficult") if name in target]
         tensors = {name: torch.as_tensor(target[name], device=device) for name in known}
@@ -126,7 +153,11 @@ def as_truth(
 @tasks.register("detection")
 class Detection:
     """Boxes and classes: the MultiBox loss, and COCO's mean average precision over the whole split. What a
-    task is, see `fit`."""
+    task is, see `fit`.
+
+    Arguments:
+        input_size: side of the images in pixels
+    """
     score = "map_50"
     mean, std = RAW  # a detector brings its own normalisation
 
@@ -151,7 +182,16 @@ class Detection:
 # %% ../nbs/15_detection.ipynb #1752fa6a
 @dataclass(repr=False)
 class Detector(Saved):
-    "A trained detector, from images of any size to boxes in their pixels."
+    """A trained detector, from images of any size to boxes in their pixels.
+
+    Arguments:
+        classes: K names
+        size: side of the images that the model takes
+        name: in `networks`
+        arguments: of that function
+        threshold: detections that are less probable are not shown
+        about: how it was made
+    """
     classes: list[str]      # K names
     size: int               # side of the images that the model takes
     name: str               # in `networks`
@@ -171,7 +211,15 @@ class Detector(Saved):
         images: Sequence[np.ndarray],  # uint8 [H, W, 3], of any sizes
         least: float = 0.01,           # the lowest probability of a detection, 0..1
     ) -> list[dict]:  # for each: boxes float32 [M, 4] in its pixels, labels [M] from 1, scores [M]
-        "What is where, most probable first; at most 100 detections of an image."
+        """What is where, most probable first; at most 100 detections of an image.
+
+        Arguments:
+            images: uint8 [H, W, 3], of any sizes
+            least: the lowest probability of a detection, 0..1
+
+        Returns:
+            for each: boxes float32 [M, 4] in its pixels, labels [M] from 1, scores [M]
+        """
         found = []
         for start in range(0, len(images), self.batch):
             part = images[start:start + self.batch]
@@ -212,7 +260,13 @@ def enlarged(
     shape: tuple[int, int],  # height and width of the image
     size: int,               # side of the square
 ) -> dict:
-    "The same in pixels of the image."
+    """The same in pixels of the image.
+
+    Arguments:
+        found: of `detections`, in pixels of a square
+        shape: height and width of the image
+        size: side of the square
+    """
     height, width = shape
     return dict(found, boxes=found["boxes"] * torch.tensor([width, height, width, height]) / size)
 
@@ -231,7 +285,17 @@ def sort_detections(
 
     background: there is nothing. location: the class is right, the box is not. class: the other way
     round. duplicate: the object is already found. An object is missed if no detection is right about
-    it, or nearly."""
+    it, or nearly.
+
+    Arguments:
+        found: boxes [M, 4], labels [M], scores [M] of one image
+        target: boxes [N, 4], labels [N], perhaps difficult [N]
+        enough: the least IoU of a right box
+        near: the least IoU of a box that means an object but misses it
+
+    Returns:
+        a kind for each detection ("": a difficult object); bool [N]: missed objects
+    """
     boxes, labels = (torch.as_tensor(target[name]) for name in ("boxes", "labels"))
     difficult = torch.as_tensor(target.get("difficult", torch.zeros(len(labels)))).bool()
     overlap = iou(found["boxes"], boxes)                                              # [M, N]
@@ -259,7 +323,11 @@ def best_threshold(
     targets: Sequence[dict],
 ) -> float:
     """The score from which on detections are right most often for how many objects they find: the highest
-    F1. 0.5 without objects."""
+    F1. 0.5 without objects.
+
+    Arguments:
+        found: detections of each image
+    """
     kinds = [kind for one, target in zip(found, targets) for kind in sort_detections(one, target)[0]]
     scores = np.concatenate([one["scores"].numpy() for one in found])
     objects = sum(len(t["labels"]) - int(np.sum(t.get("difficult", 0))) for t in targets)
@@ -278,7 +346,14 @@ def learn_detector(
     backbone_lr_scale: float = 0.3,  # the learning rate of the others, as a share of the head's
 ) -> History:
     """Load the backbone's weights, keep some, let the others learn more slowly than the head. CourseError:
-    they are not available."""
+    they are not available.
+
+    Arguments:
+        job: its model is an `SSD`
+        weights: of the backbone, or none: random ones
+        frozen: so many of the backbone's four stages keep their published weights
+        backbone_lr_scale: the learning rate of the others, as a share of the head's
+    """
     if weights not in ("published", "none"): raise CourseError(f"weights={weights}: use published or none")
     within(0, 10, backbone_lr_scale=backbone_lr_scale)
     model = job.model
@@ -302,7 +377,13 @@ def trained_detector(
     history: History,
 ) -> Detector:
     """The network as a predictor, with the threshold from which on its detections are shown, found on the
-    validation split."""
+    validation split.
+
+    Arguments:
+        name: in `networks`
+        job: that was done
+        arguments: of that function
+    """
     valid = job.splits.valid
     trained = Detector(job.model, job.splits.classes, job.input_size, name, arguments,
                        about=about_training(job, history))
@@ -327,5 +408,17 @@ def ssd(
     smallest: float = 0.07,          # scale of the first map's anchors, as a share of the image's side
     largest: float = 0.9,            # scale of the last map's anchors
 ) -> nn.Module:
-    "A published backbone and the head of a single shot detector: boxes and classes."
+    """A published backbone and the head of a single shot detector: boxes and classes.
+
+    Arguments:
+        classes: K, without the background
+        input_size: side of the images in pixels
+        backbone: any convolutional one of torchvision's classifiers, or timm:NAME
+        head: one for all maps; plain: one for each; lite: these depthwise
+        pyramid: channels of a feature pyramid; 0: none
+        finest: pixels per cell of the first map
+        width: channels of the maps behind the backbone
+        smallest: scale of the first map's anchors, as a share of the image's side
+        largest: scale of the last map's anchors
+    """
     return SSD(classes, backbone, input_size, head, pyramid, finest, width, smallest, largest)

@@ -29,7 +29,11 @@ def fast_type(
     numbers: int = 2**30,  # how many will be multiplied
 ) -> torch.dtype:
     """bfloat16 where the processor multiplies it several times faster and there is enough to do, float32
-    elsewhere."""
+    elsewhere.
+
+    Arguments:
+        numbers: how many will be multiplied
+    """
     native = any(
         getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
@@ -41,7 +45,11 @@ def threads(
     numbers: int,  # how many a model learns from
 ):
     """One thread for small work: threads that wait for each other only slow it down, above all on a busy
-    machine."""
+    machine.
+
+    Arguments:
+        numbers: how many a model learns from
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1 if numbers < 2**24 else before)
     try:
@@ -54,14 +62,23 @@ def share(
     part: int,   # from 0
     parts: int,
 ) -> slice:
-    "One of several parts, as equal as can be."
+    """One of several parts, as equal as can be.
+
+    Arguments:
+        n: things
+        part: from 0
+    """
     return slice(n * part // parts, n * (part + 1) // parts)
 
 
 def as_float(
     outputs,  # a tensor, or several in a tuple, list or dictionary
 ):
-    "The same in float32: losses and metrics are not computed in half precision."
+    """The same in float32: losses and metrics are not computed in half precision.
+
+    Arguments:
+        outputs: a tensor, or several in a tuple, list or dictionary
+    """
     if isinstance(outputs, Tensor): return outputs.float() if outputs.is_floating_point() else outputs
     if isinstance(outputs, dict): return {name: as_float(value) for name, value in outputs.items()}
     return type(outputs)(as_float(value) for value in outputs)
@@ -95,7 +112,11 @@ def seed_step(
 def device_of(
     device: str = "auto",  # cpu, cuda, mps, or auto: the best there is
 ) -> str:
-    "The device's name: 'cpu', 'cuda' or 'mps'. CourseError if it is not there."
+    """The device's name: 'cpu', 'cuda' or 'mps'. CourseError if it is not there.
+
+    Arguments:
+        device: cpu, cuda, mps, or auto: the best there is
+    """
     there = dict(auto=True, cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
     if not there.get(device):
         raise CourseError(f"device '{device}' is not here: use {', '.join(d for d in there if there[d])}")
@@ -107,7 +128,12 @@ def make_accelerator(
     precision: str = "auto",  # fp32, bf16, fp16, or auto: the fastest that is safe on the device
     device: str = "auto",     # cpu, cuda, mps, or auto: the best there is
 ) -> Iterator[Accelerator]:
-    "Device, precision and processes for one training. CourseError if the device is not there."
+    """Device, precision and processes for one training. CourseError if the device is not there.
+
+    Arguments:
+        precision: fp32, bf16, fp16, or auto: the fastest that is safe on the device
+        device: cpu, cuda, mps, or auto: the best there is
+    """
     device = device_of(device)
     chosen = best_precision(device) if precision == "auto" else precision
     if chosen == "fp16" and device != "cuda":
@@ -142,7 +168,11 @@ def _leave() -> None:
 def best_precision(
     device: str,  # cpu, cuda or mps
 ) -> str:
-    "bf16 where the hardware multiplies it fast, fp16 on older GPUs, fp32 elsewhere."
+    """bf16 where the hardware multiplies it fast, fp16 on older GPUs, fp32 elsewhere.
+
+    Arguments:
+        device: cpu, cuda or mps
+    """
     if device == "cuda": return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if device == "cpu" and fast_type() == torch.bfloat16 else "fp32"
 
@@ -151,7 +181,12 @@ def half_type(
     device: str,              # cpu, cuda or mps
     precision: str = "auto",  # fp32, bf16, fp16, or auto: `best_precision`
 ) -> torch.dtype | None:
-    "The 16-bit type of a precision; None for 32 bits."
+    """The 16-bit type of a precision; None for 32 bits.
+
+    Arguments:
+        device: cpu, cuda or mps
+        precision: fp32, bf16, fp16, or auto: `best_precision`
+    """
     return dict(bf16=torch.bfloat16, fp16=torch.float16).get(
         best_precision(device) if precision == "auto" else precision
     )
@@ -161,7 +196,12 @@ def autocast(
     device: str,              # cpu, cuda or mps
     precision: str = "auto",  # as for `half_type`
 ) -> torch.autocast:
-    "A context in which a model computes in this precision."
+    """A context in which a model computes in this precision.
+
+    Arguments:
+        device: cpu, cuda or mps
+        precision: as for `half_type`
+    """
     half = half_type(device, precision)
     return torch.autocast(device, half, enabled=half is not None)
 
@@ -170,7 +210,11 @@ def averaged(
     model: nn.Module,
     decay: float,      # 0..1
 ) -> AveragedModel:
-    "A copy that follows the model's weights; at first faster, so that the random start is soon forgotten."
+    """A copy that follows the model's weights; at first faster, so that the random start is soon forgotten.
+
+    Arguments:
+        decay: 0..1
+    """
     @torch.no_grad()
     def follow(averages, values, updates):
         keep = min(decay, (1 + int(updates)) / (10 + int(updates)))
@@ -235,7 +279,11 @@ def training_layers(
     the CPU.
 
     Afterwards, also after an error, the model has its usual layers and its own `forward` again.
-    accelerate's `unwrap_model` would leave `forward` and a mark on the model."""
+    accelerate's `unwrap_model` would leave `forward` and a mark on the model.
+
+    Arguments:
+        world: processes that share each batch
+    """
     marks = ("forward", "_original_forward", "_is_accelerate_prepared")  # what accelerate sets
     # a compiled model has both
     places = [vars(one) for one in (model, getattr(model, "_orig_mod", None)) if one is not None]
@@ -262,7 +310,12 @@ def as_it_fits(
     ask,        # ask(size) works through something in batches of a size
     size: int,  # to begin with
 ):
-    "What `ask` returns; where a GPU has too little memory, with half the size, and again."
+    """What `ask` returns; where a GPU has too little memory, with half the size, and again.
+
+    Arguments:
+        ask: ask(size) works through something in batches of a size
+        size: to begin with
+    """
     while True:
         try: return ask(size)
         except torch.OutOfMemoryError:

@@ -24,7 +24,12 @@ def ap50(
     targets: Sequence[dict],
     enough: float = 0.5,      # the least IoU of a right box
 ) -> float:
-    "The mean average precision at one IoU threshold."
+    """The mean average precision at one IoU threshold.
+
+    Arguments:
+        found: detections of each image
+        enough: the least IoU of a right box
+    """
     metric = CocoMetric([enough])
     metric.update(list(found), as_truth(targets))
     return max(0.0, metric.compute()["map"].item())
@@ -52,7 +57,14 @@ def diagnose(
     dataset: Images,  # a split that the detector ought to do better on
 ) -> list[str]:          # most telling first; empty if nothing is suspicious
     """Why a detector finds nothing, or the wrong things, in plain words: each reason is measured on these
-    images."""
+    images.
+
+    Arguments:
+        dataset: a split that the detector ought to do better on
+
+    Returns:
+        most telling first; empty if nothing is suspicious
+    """
     found, targets = [], dataset.targets
     for i in range(len(dataset)): found += predictor.detect([dataset.read(i)], least=0.0)
     now = ap50(found, targets)
@@ -111,7 +123,11 @@ def evaluate_detector(
     dataset: Images,  # one split with the same classes
 ) -> dict:
     """map (over IoU 0.5 to 0.95), map_50 and map_75; `per_class` with these and the objects; `errors`;
-    `reasons`, if it is low; the time."""
+    `reasons`, if it is low; the time.
+
+    Arguments:
+        dataset: one split with the same classes
+    """
     if not len(dataset): raise CourseError("no images to evaluate on: this split is empty")
     metric = CocoMetric(extended_summary=True)
     errors, seconds = dict.fromkeys((*ERROR_KINDS, "missed"), 0), 0.0
@@ -142,7 +158,12 @@ def count_errors(
     targets: Sequence[dict],
     least: float,   # only detections of this probability or more
 ) -> None:
-    "Add up the kinds of the detections that would be shown, and the objects that are missed then."
+    """Add up the kinds of the detections that would be shown, and the objects that are missed then.
+
+    Arguments:
+        errors: kind -> count, changed
+        least: only detections of this probability or more
+    """
     for one, target in zip(found, targets):
         kinds, missed = sort_detections(above(one, least), target)
         for kind in filter(None, kinds): errors[kind] += 1
@@ -153,7 +174,11 @@ def above(
     found: dict,
     least: float,  # probability, 0..1
 ) -> dict:
-    "The detections that are at least so probable."
+    """The detections that are at least so probable.
+
+    Arguments:
+        least: probability, 0..1
+    """
     sure = found["scores"] >= least
     return {name: value[sure] for name, value in found.items()}
 
@@ -163,7 +188,15 @@ def precision_of(
     classes: int,                  # K
 ) -> Tensor:                       # [10, 101, K]; -1 for classes without objects
     """Precision at each IoU threshold from 0.5 to 0.95 and each recall from 0 to 1, with 100 detections an
-    image."""
+    image.
+
+    Arguments:
+        metric: with extended_summary
+        classes: K
+
+    Returns:
+        [10, 101, K]; -1 for classes without objects
+    """
     values = metric.compute()
     precision = torch.full((10, 101, classes), -1.0)
     for k, label in enumerate(values["classes"].reshape(-1).tolist()):
@@ -175,7 +208,11 @@ def scores_of(
     precision: Tensor,  # from `precision_of`
     dataset: Images,
 ) -> dict:
-    "map, map_50 and map_75, and the same for each class with the number of its objects."
+    """map, map_50 and map_75, and the same for each class with the number of its objects.
+
+    Arguments:
+        precision: from `precision_of`
+    """
     each = precision.mean(1)                                                          # [10, K]
     there = each[0] >= 0                                                              # [K]
     if not there.any():
@@ -198,7 +235,12 @@ def learn_by_heart(
     **options,        # of the model
 ) -> tuple[float, list[str]]:
     """The first test of a detector: mAP@0.50 on the few images it was trained on, and what is wrong if
-    that is not above 0.95."""
+    that is not above 0.95.
+
+    Arguments:
+        model: in `models`
+        n: images
+    """
     chosen = [i for i, target in enumerate(splits.train.targets) if len(target["boxes"])][:n]
     few = splits.train.subset(chosen)
     trained = models[model](replace(splits, train=few, valid=few), **{**options, "augment": ""})

@@ -27,7 +27,11 @@ from .specs import (FLAGS, LEVELS, Finding, Object, by_kind, error, is_named, is
 # %% ../nbs/01i_doctor.ipynb #1e55860d
 @dataclass
 class Diagnosis:
-    "What the doctor found. Errors would break training or make its result wrong; warnings are worth a look."
+    """What the doctor found. Errors would break training or make its result wrong; warnings are worth a look.
+
+    Arguments:
+        counts: class -> split -> images (or objects, for detection)
+    """
     spec: str
     task: str
     counts: dict[str, dict[str, int]]  # class -> split -> images (or objects, for detection)
@@ -41,7 +45,11 @@ class Diagnosis:
     def table(self,
         most: int = 8,  # rows shown of one kind of finding
     ) -> str:
-        "A table of classes and splits, and the findings by kind, as plain text."
+        """A table of classes and splits, and the findings by kind, as plain text.
+
+        Arguments:
+            most: rows shown of one kind of finding
+        """
         counts = {level: len(self.of(level)) for level in LEVELS}
         totals = ", ".join(f"{n} {level}{'' if n == 1 else 's'}" for level, n in counts.items())
         head = printable(f"{self.spec}: {self.task}")
@@ -263,7 +271,17 @@ def near_duplicates(
     alike: float = 0.97,            # least correlation of two 8 x 8 thumbnails
     differ: float = 20.0,           # most mean difference of the two images at 32 x 32, in grey levels
 ) -> list[tuple[int, int]]:         # pairs of positions in `items`
-    "Images that differ by compression, size or a few pixels: first by their thumbnails, then in full."
+    """Images that differ by compression, size or a few pixels: first by their thumbnails, then in full.
+
+    Arguments:
+        items: with their records
+        found: where they are from
+        alike: least correlation of two 8 x 8 thumbnails
+        differ: most mean difference of the two images at 32 x 32, in grey levels
+
+    Returns:
+        pairs of positions in `items`
+    """
     if len(items) < 2: return []
     pairs = _like_thumbnails([item.record.thumb for item in items], alike, differ)
 
@@ -298,7 +316,11 @@ def check(
     spec: str,      # as for `load`
     seed: int = 0,
 ) -> Diagnosis:
-    "Everything about a data set that would break or mislead training."
+    """Everything about a data set that would break or mislead training.
+
+    Arguments:
+        spec: as for `load`
+    """
     name, seed, options = parse_spec(spec, seed, {})
     found: Survey | _SplitsSurvey
     shares: dict = {}
@@ -336,7 +358,12 @@ def write_splits(
     layout: str,     # 'folder', 'voc', 'coco', 'csv' or another name in `layouts`
     out: Path,       # a new or empty folder
 ) -> Path:
-    "Write loaded splits to disk as JPEG files."
+    """Write loaded splits to disk as JPEG files.
+
+    Arguments:
+        layout: 'folder', 'voc', 'coco', 'csv' or another name in `layouts`
+        out: a new or empty folder
+    """
     found = _survey_splits(splits)
     def jpeg(item):
         Image.fromarray(found.image(item)).save(buffer := io.BytesIO(), format="jpeg", quality=92)
@@ -353,7 +380,12 @@ def fix(
     """Write a repaired copy; the original is never touched.
 
     Left out: what cannot be read, boxes that cannot be trained on, all but one of equal images (the one in
-    test stays), and every image that stands in two classes or has other labels elsewhere."""
+    test stays), and every image that stands in two classes or has other labels elsewhere.
+
+    Arguments:
+        spec: a folder, a zip or a single file of annotations
+        out: a new or empty folder
+    """
     name, _, options = parse_spec(spec, 0, {})
     if is_named(name):
         raise CourseError(f"'{name}' is not a data set of yours on disk: there is nothing to fix")

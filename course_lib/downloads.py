@@ -33,7 +33,12 @@ def download(
     name: str,        # of the data set, for the message
     fetch: Callable,  # fetches it, if it is not there yet, and checks its checksum
 ):
-    "What `fetch` returns. CourseError if the download cannot happen, with what to do instead."
+    """What `fetch` returns. CourseError if the download cannot happen, with what to do instead.
+
+    Arguments:
+        name: of the data set, for the message
+        fetch: fetches it, if it is not there yet, and checks its checksum
+    """
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)
     try: return fetch()
@@ -57,7 +62,14 @@ def _whole(
 # %% ../nbs/01h_downloads.ipynb #3e58bb5c
 @dataclass(frozen=True)
 class Download:
-    "A public data set that torchvision can fetch. Called with a seed and options, it gives its splits."
+    """A public data set that torchvision can fetch. Called with a seed and options, it gives its splits.
+
+    Arguments:
+        about: what it holds and how large its download is
+        kind: torchvision's class
+        loader: loader(download, seed, **options): its splits
+        parts: the parts that it is published in, and the arguments of `kind` for each
+    """
     name: str
     about: str               # what it holds and how large its download is
     kind: str                # torchvision's class
@@ -76,7 +88,13 @@ class Download:
         part: str,            # a key of `parts`
         online: bool = True,  # False: only open what is there
     ):
-        "One part, as torchvision's data set."
+        """One part, as torchvision's data set.
+
+        Arguments:
+            root: its folder
+            part: a key of `parts`
+            online: False: only open what is there
+        """
         from torchvision import datasets
         return getattr(datasets, self.kind)(root, download=online, **self.parts[part])
 
@@ -88,7 +106,12 @@ def downloadable(
     loader: Callable,
     **parts: dict,
 ) -> None:
-    "Register a public data set."
+    """Register a public data set.
+
+    Arguments:
+        name: as in `load(name)`; its card is datasets/NAME.md
+        about: the rest as in `Download`
+    """
     sources.add(name, Download(name, about, kind, loader, parts))
 
 # %% ../nbs/01h_downloads.ipynb #ef58e80f

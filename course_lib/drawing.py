@@ -33,7 +33,17 @@ def free_place(
     taken: list,  # the labels so far, x1, y1, x2, y2 of each
 ) -> tuple:       # x1, y1, x2, y2 of the label
     """Above the box, or inside it at the top, below it, or inside at the bottom: the first place that
-    covers no other label."""
+    covers no other label.
+
+    Arguments:
+        box: x1, y1, x2, y2 of an object
+        size: width and height of its label
+        room: width and height of the image
+        taken: the labels so far, x1, y1, x2, y2 of each
+
+    Returns:
+        x1, y1, x2, y2 of the label
+    """
     left, lowest = max(0, min(box[0], room[0] - size[0])), max(0, room[1] - size[1])
     tops = [top for top in (box[1] - size[1], box[1], box[3], box[3] - size[1]) if 0 <= top <= lowest] or [
         lowest
@@ -50,7 +60,17 @@ def draw(
     classes: Sequence[str],  # K names
     least_side: int = 480,   # smaller images are enlarged, so that the names can be read
 ) -> np.ndarray:             # uint8 [H, W, 3]
-    "The image with boxes, names and scores; a colour for each class."
+    """The image with boxes, names and scores; a colour for each class.
+
+    Arguments:
+        image: uint8 [H, W, 3]
+        found: boxes [M, 4] in its pixels, labels [M] from 1, and perhaps scores [M]
+        classes: K names
+        least_side: smaller images are enlarged, so that the names can be read
+
+    Returns:
+        uint8 [H, W, 3]
+    """
     scale = max(1, math.ceil(least_side / max(image.shape[:2])))
     canvas = Image.fromarray(image).resize(
         (image.shape[1] * scale, image.shape[0] * scale), Image.Resampling.BICUBIC

@@ -55,13 +55,26 @@ def at_logits(
     enlarge: int,      # smaller images are enlarged to this side
 ) -> Transfer:
     """Published networks with their own heads, frozen, and one linear layer from all their logits to the
-    classes."""
+    classes.
+
+    Arguments:
+        names: of backbones
+        classes: K
+        enlarge: smaller images are enlarged to this side
+    """
     return Transfer(ConcatBackbones([Backbone(name, enlarge, whole=True) for name in names]), classes)
 
 # %% ../nbs/11_ensembles.ipynb #3495555c
 class MLPHead(nn.Module):
     """A head for several embeddings that makes learning by heart hard: normalised projections, dropout,
-    three layers."""
+    three layers.
+
+    Arguments:
+        widths: of the embeddings
+        classes: K
+        features: to which each embedding is projected
+        dropout: share of the features that are missing in training
+    """
     def __init__(self,
         widths: list[int],     # of the embeddings
         classes: int,          # K
@@ -100,7 +113,13 @@ def regularized(
 # %% ../nbs/11_ensembles.ipynb #4f206e48
 class SoftVoting(nn.Module):
     """Trained networks that vote: images [B, 3, S, S], 0..1, to the logarithm of the mean of their
-    probabilities, [B, K]."""
+    probabilities, [B, K].
+
+    Arguments:
+        names: of backbones
+        classes: K
+        enlarge: smaller images are enlarged to this side
+    """
     normalisation = RAW
     def __init__(self,
         names: list[str],  # of backbones
@@ -125,7 +144,12 @@ class SoftVoting(nn.Module):
         log_probs: np.ndarray,  # [M, N, K], of images that no member has learnt from
         targets: np.ndarray,    # [N] class numbers
     ) -> None:
-        "Find what is to be found on validation images: here nothing, all votes are equal."
+        """Find what is to be found on validation images: here nothing, all votes are equal.
+
+        Arguments:
+            log_probs: [M, N, K], of images that no member has learnt from
+            targets: [N] class numbers
+        """
 
 # %% ../nbs/11_ensembles.ipynb #248d136b
 class WeightedVoting(SoftVoting):
@@ -160,7 +184,15 @@ def vote_weights(
     rounds: int = 200,
 ) -> np.ndarray:           # [M], their sum is 1
     """The weights under which the mean of the members' predictions is most likely right (Dempster et al.
-    1977, section 4.3)."""
+    1977, section 4.3).
+
+    Arguments:
+        log_probs: [M, N, K], logarithms of probabilities
+        targets: [N] class numbers
+
+    Returns:
+        [M], their sum is 1
+    """
     right = np.exp(log_probs[:, np.arange(len(targets)), targets].astype(float))  # [M, N]
     weights = np.full(len(right), 1 / len(right))
     for _ in range(rounds):
@@ -173,7 +205,12 @@ def meta_learner(
     log_probs: np.ndarray,  # [M, N, K], logarithms of probabilities
     targets: np.ndarray,    # [N] class numbers
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Weight [K, M * K] and bias [K] of a logistic regression. CourseError if all targets are the same."
+    """Weight [K, M * K] and bias [K] of a logistic regression. CourseError if all targets are the same.
+
+    Arguments:
+        log_probs: [M, N, K], logarithms of probabilities
+        targets: [N] class numbers
+    """
     M, N, K = log_probs.shape
     if len(np.unique(targets)) < 2:
         raise CourseError("join=stack: the validation images show one class only, use join=vote")
@@ -192,7 +229,11 @@ def learn_ensemble(
     **more,    # options of `learn_transfer`
 ) -> History:
     """Train what is joined, then fit how. CourseError for several labels, or where there are no
-    validation images."""
+    validation images.
+
+    Arguments:
+        job: its model is what one of `joins` built
+    """
     model, splits = job.model, job.splits
     single_label(splits.task)
     if isinstance(model, Transfer): return learn_transfer(job, **more | dict(strategy="frozen"))
@@ -218,7 +259,14 @@ def member_log_probs(
     dataset: Images,
     input_size: int,     # side of the images in pixels
 ) -> np.ndarray:         # [M, N, K]
-    "The members' predictions for a split: the logarithms of their probabilities, [M, N, K]."
+    """The members' predictions for a split: the logarithms of their probabilities, [M, N, K].
+
+    Arguments:
+        input_size: side of the images in pixels
+
+    Returns:
+        [M, N, K]
+    """
     images, about = pixels(dataset, input_size), (dataset.classes, input_size, *RAW, "", {})
     own = [Network(member, *about).logits(images).log_softmax(1).clamp(min=-10) for member in model.members]
     return torch.stack(own).numpy()
@@ -232,7 +280,14 @@ def ensemble(
     join: Annotated[str, joins] = "vote",  # logits and regularized are one head on frozen backbones
     enlarge: int = 128,   # smaller images are enlarged to this side
 ) -> nn.Module:
-    "Several published backbones that decide together."
+    """Several published backbones that decide together.
+
+    Arguments:
+        classes: K
+        members: backbones, joined by commas
+        join: logits and regularized are one head on frozen backbones
+        enlarge: smaller images are enlarged to this side
+    """
     names = [name.strip() for name in members.split(",") if name.strip()]
     if len(names) < 2:
         raise CourseError(f"members={members}: an ensemble needs two backbones or more, joined by commas")

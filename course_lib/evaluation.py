@@ -24,7 +24,13 @@ def decision_scores(
     X,          # what it takes: images or features, N of them
     K: int,     # number of classes
 ) -> np.ndarray:
-    "Scores [N, K]: decision values, or the logarithm of probabilities. A class never seen gets the lowest."
+    """Scores [N, K]: decision values, or the logarithm of probabilities. A class never seen gets the lowest.
+
+    Arguments:
+        model: a fitted classifier, or a pipeline that ends in one, whose classes are 0..K-1
+        X: what it takes: images or features, N of them
+        K: number of classes
+    """
     if hasattr(model, "decision_function"): found = model.decision_function(X)
     else: found = np.log(model.predict_proba(X) + 1e-3)  # a forest may say 0
     out = np.full((len(found), K), found.min() if found.size else 0.0)
@@ -38,7 +44,12 @@ def temperature(
 ) -> float:
     """The T, 0.001 to 100, for which softmax(scores / T) gives the targets the highest likelihood.
 
-    Dividing by it keeps the ranking (Guo et al. 2017, section 4.2, for the logits of networks)."""
+    Dividing by it keeps the ranking (Guo et al. 2017, section 4.2, for the logits of networks).
+
+    Arguments:
+        scores: [N, K], of images that the model was not trained on
+        targets: [N] class numbers
+    """
     rows = np.arange(len(targets))
 
     def negative_log_likelihood(log_t):  # the mean over the images
@@ -54,7 +65,13 @@ def reliability(
 ) -> dict:
     """Mean `confidence`, `accuracy`, `count` of each bin [bins]; `ece`, the expected calibration error, 0..1.
 
-    The error is by Naeini et al. 2015; as it is used here, Guo et al. 2017, section 2."""
+    The error is by Naeini et al. 2015; as it is used here, Guo et al. 2017, section 2.
+
+    Arguments:
+        probabilities: [N, K]
+        targets: [N] class numbers
+        bins: equally wide, between 0 and 1
+    """
     confidences = probabilities.max(1)                              # [N]
     right = probabilities.argmax(1) == np.asarray(targets)          # [N]
     place = np.minimum((confidences * bins).astype(int), bins - 1)  # [N]; a confidence of 1: the last
@@ -68,7 +85,11 @@ def reliability(
 def single_label(
     task: str,  # of splits or images
 ) -> None:
-    "CourseError unless the task is single-label, with the chapter that handles it."
+    """CourseError unless the task is single-label, with the chapter that handles it.
+
+    Arguments:
+        task: of splits or images
+    """
     chapters = {"multi-label": "chapter 10 (multilabel)", "detection": "chapter 15 (detection)"}
     where = chapters.get(task, "chapter 01 (data)")
     if task != SINGLE: raise CourseError(f"this model needs single-label data, not {task}: see {where}")
@@ -79,7 +100,12 @@ def predicted(
     dataset: Images,     # one split
     batch_size: int = 1000,
 ) -> tuple[np.ndarray, float]:
-    "The probabilities [N, K] of a split's images, and the seconds it took. CourseError for an empty split."
+    """The probabilities [N, K] of a split's images, and the seconds it took. CourseError for an empty split.
+
+    Arguments:
+        predictor: as for `evaluate`
+        dataset: one split
+    """
     if not len(dataset): raise CourseError("no images to evaluate on: this split is empty")
     images = pixels(dataset, predictor.size)
     found = []
@@ -99,7 +125,13 @@ def class_scores(
 ) -> dict:
     """`per_class` {name: precision, recall, f1, images}; means over classes: `precision`, `recall`, `f1`.
 
-    A class without images is not measured: its rates are None, and the means are over the others."""
+    A class without images is not measured: its rates are None, and the means are over the others.
+
+    Arguments:
+        truth: [N] class numbers
+        guess: [N] class numbers
+        classes: K names
+    """
     numbers = range(len(classes))
     *rates, support = precision_recall_fscore_support(truth, guess, labels=numbers, zero_division=0)
     rates = dict(zip(("precision", "recall", "f1"), rates))          # each [K]
@@ -118,7 +150,12 @@ def evaluate(
     dataset: Images,  # one split of a single-label task with the same classes
     batch_size: int = 1000,
 ) -> dict:
-    "Accuracy, mean precision, recall and f1, `per_class`, `confusion` [K, K] (row: truth), and times."
+    """Accuracy, mean precision, recall and f1, `per_class`, `confusion` [K, K] (row: truth), and times.
+
+    Arguments:
+        predictor: has `classes`, `size`, `task` and `predict_proba(uint8 [B, size, size, 3])`
+        dataset: one split of a single-label task with the same classes
+    """
     single_label(dataset.task)
     probabilities, seconds = predicted(predictor, dataset, batch_size)
     truth = np.array(dataset.targets)                                                  # [N]
@@ -134,7 +171,11 @@ def train_and_evaluate(
     model: str,  # a name in `models`
     **options,   # of the model
 ) -> dict:
-    "Train a model and measure it once on the test split: its scores, times, memory, and what made them."
+    """Train a model and measure it once on the test split: its scores, times, memory, and what made them.
+
+    Arguments:
+        model: a name in `models`
+    """
     if splits.task != DETECTION:  # decoding is not training
         for name in ("train", "valid", "test"): pixels(splits[name], options.get("input_size") or 32)
     began, worked = time.perf_counter(), time.process_time()
@@ -158,7 +199,14 @@ def record_runs(
     seeds: tuple = (0, 1, 2),  # of weights and order; the splits are the same for all
     **options,           # of the model
 ) -> list[dict]:
-    "Train a model with several seeds, measure each once on the test split, and write it down run by run."
+    """Train a model with several seeds, measure each once on the test split, and write it down run by run.
+
+    Arguments:
+        spec: data, as for `load`
+        path: the json file: {"runs": [...]}; runs of the same model and seed are replaced
+        model: a name in `models`
+        seeds: of weights and order; the splits are the same for all
+    """
     path = Path(path)
     for seed in seeds:
         runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
@@ -175,7 +223,12 @@ def recorded(
     score: str = "accuracy",  # or another that the runs have, as map_50
 ) -> dict[str, dict]:
     """For each model: mean and standard deviation of its test score, number of runs, seconds of the slowest
-    training, weights and options. CourseError if runs of one model had different options."""
+    training, weights and options. CourseError if runs of one model had different options.
+
+    Arguments:
+        path: of a file that `record_runs` wrote
+        score: or another that the runs have, as map_50
+    """
     runs = json.loads(Path(path).read_text(encoding="utf-8"))["runs"]
     found = {}
     for model in dict.fromkeys(run["model"] for run in runs):

@@ -24,7 +24,14 @@ def normalize_blocks(
     clip: float = 0.2,  # the largest value a number of a block of length one may have
     eps: float = 1e-5,  # keeps an empty block from dividing by zero
 ) -> Tensor:
-    "Overlapping blocks, of length one, clipped, of length one again (L2-Hys): [B, y, x, cells*orientations]."
+    """Overlapping blocks, of length one, clipped, of length one again (L2-Hys): [B, y, x, cells*orientations].
+
+    Arguments:
+        cells: [B, rows, columns, orientations]
+        cells_per_block: side of a block, or (height, width)
+        clip: the largest value a number of a block of length one may have
+        eps: keeps an empty block from dividing by zero
+    """
     def unit(v): return v / (v.square().sum(-1, keepdim=True) + eps**2).sqrt()
     height, width = pair(cells_per_block, "cells_per_block")
     blocks = cells.unfold(1, height, 1).unfold(2, width, 1)  # [B, y, x, orientations, height, width]
@@ -45,7 +52,14 @@ def hog(
     """Histograms of oriented gradients, float32 [B, D] (after Dalal and Triggs 2005, section 6; L2-Hys).
 
     Equals `skimage.feature.hog` on the same array. Unlike in the paper, a vote is not shared among bins and
-    cells, and blocks have no Gaussian weights. CourseError for images smaller than one block."""
+    cells, and blocks have no Gaussian weights. CourseError for images smaller than one block.
+
+    Arguments:
+        images: [B, 3, H, W] or [B, 1, H, W], uint8 or float from 0 to 1
+        orientations: bins between 0 and 180 degrees
+        pixels_per_cell: side of a cell in pixels, or (height, width)
+        cells_per_block: side of a block in cells, or (height, width)
+    """
     cell = pair(pixels_per_cell, "pixels_per_cell")
     block = pair(cells_per_block, "cells_per_block")
     height, width = cell[0] * block[0], cell[1] * block[1]
@@ -61,7 +75,13 @@ def lbp_names(
     points: int,    # how many neighbours
     method: str,    # 'default', 'ror', 'uniform' or 'nri_uniform'
 ) -> Tensor:
-    "What each code is called under `method`, in the shape of `codes` (Ojala et al. 2002, sections 2.2, 2.3)."
+    """What each code is called under `method`, in the shape of `codes` (Ojala et al. 2002, sections 2.2, 2.3).
+
+    Arguments:
+        codes: any shape, whole numbers; bit p: is neighbour p at least as bright as the centre?
+        points: how many neighbours
+        method: 'default', 'ror', 'uniform' or 'nri_uniform'
+    """
     if method == "default": return codes
     if method == "ror":  # the smallest of all rotations
         turned = [codes]
@@ -85,7 +105,11 @@ def _lbp_table(points, method): return lbp_names(torch.arange(2**points), points
 def levels(
     images: Tensor,  # [B, C, H, W], uint8 or float from 0 to 1
 ) -> Tensor:
-    "The images as whole levels from 0 to 255, [B, C, H, W] uint8."
+    """The images as whole levels from 0 to 255, [B, C, H, W] uint8.
+
+    Arguments:
+        images: [B, C, H, W], uint8 or float from 0 to 1
+    """
     images = checked(images)
     return images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
 
@@ -93,7 +117,11 @@ def levels(
 def grey(
     images: Tensor,  # [B, 3, H, W], uint8 or float from 0 to 1
 ) -> Tensor:
-    "Grey levels, [B, 1, H, W] uint8: 0.2125 red + 0.7154 green + 0.0721 blue as in scikit-image, rounded."
+    """Grey levels, [B, 1, H, W] uint8: 0.2125 red + 0.7154 green + 0.0721 blue as in scikit-image, rounded.
+
+    Arguments:
+        images: [B, 3, H, W], uint8 or float from 0 to 1
+    """
     red, green, blue = levels(images).expand(-1, 3, -1, -1).float().unbind(1)  # 3 x [B, H, W]
     total = 2125 * red + 7154 * green + 721 * blue + 5000  # whole numbers below 2**24: exact on every machine
     return (total / 10000).to(torch.uint8).unsqueeze(1)    # [B, 1, H, W]
@@ -108,7 +136,14 @@ def lbp(
     """Local binary patterns, [B, H, W] int64: what surrounds each pixel (Ojala, Pietikäinen, Mäenpää 2002).
 
     Equals `skimage.feature.local_binary_pattern` on the same grey image, code for code. CourseError for an
-    unknown method, too many points, or a radius that is not above 0."""
+    unknown method, too many points, or a radius that is not above 0.
+
+    Arguments:
+        images: [B, 3, H, W], turned to grey levels, or [B, 1, H, W], taken as it is
+        points: neighbours on the circle, 1 to 24
+        radius: of the circle, in pixels
+        method: 'default', 'ror' (rotation invariant), 'uniform' (that too) or 'nri_uniform'
+    """
     if method not in ("default", "ror", "uniform", "nri_uniform"):
         raise CourseError(f"unknown LBP method {method!r}: choose from default, ror, uniform, nri_uniform")
     points = whole_number(points, "points", 24)
@@ -130,7 +165,13 @@ def grid_histogram(
     n: int,         # how many bins
     cells: int,     # the image is cut into cells x cells parts
 ) -> Tensor:
-    "The share of each bin in each part, float32 [B, cells*cells*C*n]. CourseError if parts have no pixels."
+    """The share of each bin in each part, float32 [B, cells*cells*C*n]. CourseError if parts have no pixels.
+
+    Arguments:
+        bins: [B, C, H, W], whole numbers from 0 to n - 1
+        n: how many bins
+        cells: the image is cut into cells x cells parts
+    """
     count, channels, height, width = bins.shape
     if whole_number(cells, "cells") > min(height, width):
         raise CourseError(f"images of {height}x{width} pixels cannot be cut into {cells}x{cells} parts: "
@@ -152,7 +193,13 @@ def color_histogram(
     bins: int = 8,   # per channel, at most 256
     cells: int = 2,  # the image is cut into cells x cells parts
 ) -> Tensor:
-    "The share of each range of levels in each part and channel, float32 [B, D] (Swain and Ballard 1991)."
+    """The share of each range of levels in each part and channel, float32 [B, D] (Swain and Ballard 1991).
+
+    Arguments:
+        images: [B, 3, H, W] or [B, 1, H, W], uint8 or float from 0 to 1
+        bins: per channel, at most 256
+        cells: the image is cut into cells x cells parts
+    """
     return grid_histogram(levels(images).int() * whole_number(bins, "bins", 256) >> 8, bins, cells)
 
 # %% ../nbs/03_features.ipynb #3fdcc59e
@@ -165,7 +212,15 @@ def lbp_histogram(
     method: str = "uniform",  # 'default', 'ror', 'uniform' or 'nri_uniform', as in `lbp`
     cells: int = 4,     # the image is cut into cells x cells parts
 ) -> Tensor:
-    "The share of each local binary pattern in each part, float32 [B, D] (Ahonen et al. 2006)."
+    """The share of each local binary pattern in each part, float32 [B, D] (Ahonen et al. 2006).
+
+    Arguments:
+        images: [B, 3, H, W] or [B, 1, H, W], uint8 or float from 0 to 1
+        points: neighbours on the circle
+        radius: of the circle, in pixels
+        method: 'default', 'ror', 'uniform' or 'nri_uniform', as in `lbp`
+        cells: the image is cut into cells x cells parts
+    """
     codes = lbp(images, points, radius, method).unsqueeze(1)  # [B, 1, H, W]
     if method == "uniform": return grid_histogram(codes, points + 2, cells)
     if method == "nri_uniform": return grid_histogram(codes, points * (points - 1) + 3, cells)
@@ -196,14 +251,26 @@ def extract(
     names: tuple[str, ...] = ("hog", "lbp", "color"),  # which features, in this order
     **options: dict,  # for each feature: hog=dict(orientations=12)
 ) -> Tensor:
-    "The named features side by side, float32 [B, D]. CourseError for an unknown name or option."
+    """The named features side by side, float32 [B, D]. CourseError for an unknown name or option.
+
+    Arguments:
+        images: [B, 3, H, W] or [B, 1, H, W], uint8 or float from 0 to 1
+        names: which features, in this order
+    """
     return torch.cat([function(images, **chosen) for function, chosen in _chosen(names, options)], dim=1)
 
 # %% ../nbs/03_features.ipynb #2ee942e1
 class Features(TransformerMixin, BaseEstimator):
     """First step of a scikit-learn pipeline: uint8 images [N, H, W, 3] in, float32 features [N, D] out.
 
-    Reads memory-mapped arrays chunk by chunk. All parameters are plain values, which a file can hold."""
+    Reads memory-mapped arrays chunk by chunk. All parameters are plain values, which a file can hold.
+
+    Arguments:
+        names: which features, in this order
+        options: for each feature: {"hog": {"orientations": 12}}
+        chunk: images in memory at a time
+        device: where to compute
+    """
     def __init__(self,
         names: tuple[str, ...] = ("hog", "lbp", "color"),  # which features, in this order
         options: dict[str, dict] | None = None,  # for each feature: {"hog": {"orientations": 12}}
@@ -225,7 +292,12 @@ class Features(TransformerMixin, BaseEstimator):
         images: np.ndarray,  # uint8 [N, H, W, 3]
         y=None,  # not used
     ) -> "Features":
-        "Remember the size of the images, and how many columns each feature takes."
+        """Remember the size of the images, and how many columns each feature takes.
+
+        Arguments:
+            images: uint8 [N, H, W, 3]
+            y: not used
+        """
         if len(images) == 0: raise CourseError("no images to fit on: give at least one")
         first = self._tensor(images[:1])
         names = [self.names] if isinstance(self.names, str) else self.names
@@ -237,7 +309,11 @@ class Features(TransformerMixin, BaseEstimator):
     def transform(self,
         images: np.ndarray,  # uint8 [N, H, W, 3], of the size seen in `fit`; may be memory-mapped
     ) -> np.ndarray:
-        "The features, float32 [N, D]. CourseError for images of another size."
+        """The features, float32 [N, D]. CourseError for images of another size.
+
+        Arguments:
+            images: uint8 [N, H, W, 3], of the size seen in `fit`; may be memory-mapped
+        """
         check_is_fitted(self)
         within(1, 1e9, chunk=self.chunk)
         out = np.empty((len(images), sum(self.widths_.values())), np.float32)

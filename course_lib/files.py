@@ -36,14 +36,22 @@ from .specs import Finding, error, note, warning
 def suffix(
     name: str,  # of a file
 ) -> str:
-    "The ending of a file's name, in lower case: '.jpg'."
+    """The ending of a file's name, in lower case: '.jpg'.
+
+    Arguments:
+        name: of a file
+    """
     return os.path.splitext(name)[1].lower()
 
 
 def kinds_of(
     names: Iterable[str],  # of files
 ) -> str:
-    "How many there are of each ending: '3 .gif, 1 without ending'."
+    """How many there are of each ending: '3 .gif, 1 without ending'.
+
+    Arguments:
+        names: of files
+    """
     counts = Counter(printable(suffix(name)) or "without ending" for name in names)
     return ", ".join(f"{n} {ending}" for ending, n in counts.most_common())
 
@@ -51,7 +59,13 @@ def kinds_of(
 # %% ../nbs/01b_files.ipynb #94e99daf
 @dataclass
 class Listing:
-    "What lies in a folder or a zip, by relative names."
+    """What lies in a folder or a zip, by relative names.
+
+    Arguments:
+        names: of files
+        findings: what could not be listed
+        stored: name -> its name in the zip, where that differs
+    """
     names: list[str]                                       # of files
     folders: list[str]
     findings: list[Finding] = field(default_factory=list)  # what could not be listed
@@ -122,7 +136,11 @@ LARGEST = 10**9  # bytes of an image file
 
 
 class Files:
-    "The files of a folder or of a zip archive, by relative name (`cats/1.jpg`)."
+    """The files of a folder or of a zip archive, by relative name (`cats/1.jpg`).
+
+    Arguments:
+        root: a folder or a zip; a single folder that wraps everything else is stepped into
+    """
     splits = ""  # what the user says of folders called train: 'yes', they are splits; 'no', they are classes
     group = ""   # the column of a table that says which images belong together, as the user says
 
@@ -149,7 +167,11 @@ class Files:
     def seen_from(self,
         prefix: str,  # a folder of the root with '/' behind it, or ''
     ) -> "Files":
-        "The same files, by their names from another folder on."
+        """The same files, by their names from another folder on.
+
+        Arguments:
+            prefix: a folder of the root with '/' behind it, or ''
+        """
         other = copy(self)
         other._show(prefix)
         return other
@@ -157,7 +179,11 @@ class Files:
     def beside(self,
         name: str,  # one of `names`
     ) -> "Files":
-        "The same files, seen from the folder that wraps all others but this one, if there is such."
+        """The same files, seen from the folder that wraps all others but this one, if there is such.
+
+        Arguments:
+            name: one of `names`
+        """
         return self.seen_from(self.prefix + _wrapper([other for other in self.names if other != name]))
 
     def _archive(self) -> zipfile.ZipFile:
@@ -179,20 +205,36 @@ class Files:
         name: str,       # one of `names`
         most: int = -1,  # bytes, from the beginning; all if negative
     ) -> bytes:
-        "The content of a file. OSError if it cannot be read."
+        """The content of a file. OSError if it cannot be read.
+
+        Arguments:
+            name: one of `names`
+            most: bytes, from the beginning; all if negative
+        """
         if not self.packed: return _read_on_disk(self._path(name), most)
         return _read_packed(self._archive(), self._info(name), most)
 
     def image(self,
         name: str,  # one of `images`
     ) -> np.ndarray:  # uint8 [H, W, 3]
-        "An image, by the scales of the data set. OSError if it cannot be read."
+        """An image, by the scales of the data set. OSError if it cannot be read.
+
+        Arguments:
+            name: one of `images`
+
+        Returns:
+            uint8 [H, W, 3]
+        """
         return decode(self.content(name), self.scales)
 
     def content(self,
         name: str,  # one of `images`
     ) -> bytes:
-        "The content of an image file. OSError if it cannot be read, or has more than `LARGEST` bytes."
+        """The content of an image file. OSError if it cannot be read, or has more than `LARGEST` bytes.
+
+        Arguments:
+            name: one of `images`
+        """
         size = self._info(name).file_size if self.packed else os.stat(self._path(name)).st_size
         most = LARGEST / 1e9
         if size > LARGEST: raise OSError(f"its file has {size / 1e9:.1f} GB, where {most:g} are the most")
@@ -201,7 +243,11 @@ class Files:
     def stamp(self,
         name: str,  # one of `names`
     ) -> str:
-        "A short text that changes when the file does; '' for one that cannot be reached (a link to nowhere)."
+        """A short text that changes when the file does; '' for one that cannot be reached (a link to nowhere).
+
+        Arguments:
+            name: one of `names`
+        """
         if self.packed:
             info = self._info(name)
             return f"{info.file_size}-{info.CRC}-{_stamp(self.root)}"
@@ -347,7 +393,25 @@ def _not_read(files: Files) -> Iterator[Finding]:
 # %% ../nbs/01b_files.ipynb #43ff66ba
 @dataclass(frozen=True)
 class Record:
-    "What one look at an image tells."
+    """What one look at an image tells.
+
+    Arguments:
+        digest: sha1 of its pixels: equal for equal images, whatever their file's name and format
+        width: in pixels, upright
+        height: in pixels, upright
+        format: by content, not by name: 'JPEG'
+        thumb: 8 x 8 RGB in hexadecimal, for near duplicates
+        note: what had to be converted: 'CMYK'
+        problem: why it cannot be used, or ''
+        orientation: EXIF's, 1..8
+        frames: pages or frames in the file, of which the first is read
+        extent: of more than 8 bits: 'whole' or 'float', the smallest and the largest value
+        scale: of more than 8 bits: the values that were shown black and white
+        low: grey level, 0..255, that 5 % of its pixels do not exceed
+        high: grey level, 0..255, that 99 % of its pixels do not exceed
+        entropy: of its grey levels, in bits, 0..8
+        sharpness: variance of its Laplacian, in squared grey levels
+    """
     digest: str = ""      # sha1 of its pixels: equal for equal images, whatever their file's name and format
     width: int = 0        # in pixels, upright
     height: int = 0       # in pixels, upright
@@ -369,7 +433,12 @@ def describe(
     pixels: np.ndarray,                # uint8 [H, W, 3]
     image: Image.Image | None = None,  # the same, where it is at hand
 ) -> Record:
-    "The record of a decoded image."
+    """The record of a decoded image.
+
+    Arguments:
+        pixels: uint8 [H, W, 3]
+        image: the same, where it is at hand
+    """
     height, width, _ = pixels.shape
     image = image or Image.fromarray(pixels)
     small = image.reduce(-(-max(width, height) // 256))  # to 256 pixels a side, or less
@@ -399,7 +468,12 @@ def look(
     data: bytes,                 # the content of an image file
     scales: dict | None = None,  # of the data set, as `common_scales` returns them; None: as if it were alone
 ) -> Record:
-    "A record of the image, or of the reason why it cannot be read."
+    """A record of the image, or of the reason why it cannot be read.
+
+    Arguments:
+        data: the content of an image file
+        scales: of the data set, as `common_scales` returns them; None: as if it were alone
+    """
     if not data: return Record(problem="zero bytes")
     try:
         with plain_errors(data): return _record(read_image(data), scales)
@@ -444,7 +518,12 @@ def index(
 ) -> dict[str, Record]:
     """A record for each image, all by one scale, which `files.scales` then holds.
 
-    What was seen before and has not changed since is not read again, unless it could not be read."""
+    What was seen before and has not changed since is not read again, unless it could not be read.
+
+    Arguments:
+        files: where
+        names: which images
+    """
     place = str(files.root.resolve())
     path = cache_path("index", f"{place}|{files.prefix}", ".json")
     stamps = {name: files.stamp(name) for name in names}
@@ -510,7 +589,11 @@ def _remember(path: Path, records: dict[str, Record], stamps: dict[str, str], pl
 def remarks(
     records: dict[str, Record],  # name of an image -> its record
 ) -> Iterator[Finding]:
-    "Findings on what was converted, and on what was not read of the images."
+    """Findings on what was converted, and on what was not read of the images.
+
+    Arguments:
+        records: name of an image -> its record
+    """
     yield from _scale_notes(records)
     for name, record in records.items():
         if record.note and (shade := _shade(record)):
@@ -551,7 +634,11 @@ def read_json(
     files: Files,
     name: str,  # of a file without which the data cannot be understood
 ) -> bytes:
-    "The content of a file, as bytes. CourseError if it cannot be read."
+    """The content of a file, as bytes. CourseError if it cannot be read.
+
+    Arguments:
+        name: of a file without which the data cannot be understood
+    """
     try: return files.read(name)
     except OSError as why: raise CourseError(f"'{name}' cannot be read: {why.strerror or why}") from None
 
@@ -560,7 +647,11 @@ def read_text(
     files: Files,
     name: str,  # of a text file
 ) -> str:
-    "The text of a file in UTF-8 or else Latin-1, its lines ended by '\\n'. CourseError if it cannot be read."
+    """The text of a file in UTF-8 or else Latin-1, its lines ended by '\\n'. CourseError if it cannot be read.
+
+    Arguments:
+        name: of a text file
+    """
     data = read_json(files, name)
     try: text = data.decode("utf-8-sig")
     except UnicodeDecodeError: text = data.decode("latin-1")
@@ -571,7 +662,11 @@ def read_lines(
     files: Files,
     name: str,  # of a text file
 ) -> list[str]:
-    "The lines of a text file without spaces around them, and without the empty ones."
+    """The lines of a text file without spaces around them, and without the empty ones.
+
+    Arguments:
+        name: of a text file
+    """
     return [line.strip() for line in read_text(files, name).split("\n") if line.strip()]
 
 # %% ../nbs/01b_files.ipynb #30e93701
@@ -580,7 +675,13 @@ def find_image(
     name: str,                       # of the image, as the annotation file says
     by_name: dict[str, list[str]],   # last part of a path -> the images with that last part
 ) -> str | None:
-    "The image that an annotation file means; None if there is none or if several fit."
+    """The image that an annotation file means; None if there is none or if several fit.
+
+    Arguments:
+        folder: where the annotation file is
+        name: of the image, as the annotation file says
+        by_name: last part of a path -> the images with that last part
+    """
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     candidates = by_name.get(parts[-1], []) if parts else []
     beside = "/".join([*folder.parts, *parts])

@@ -33,7 +33,14 @@ SCALES = 6
 
 
 class Cut(NamedTuple):
-    "A network in pieces."
+    """A network in pieces.
+
+    Arguments:
+        parts: each takes the map of the one before: two of the MobileNet, four extra ones
+        classifier: MobileNet's own head
+        mean: of each channel, 0..1: how its images are prepared
+        known: so many parts have published weights, counted from the first
+    """
     parts: list[nn.Sequential]  # each takes the map of the one before: two of the MobileNet, four extra ones
     classifier: nn.Sequential   # MobileNet's own head
     mean: tuple                 # of each channel, 0..1: how its images are prepared
@@ -45,7 +52,12 @@ def cut(
     name: str,             # mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small, or `DETECTOR`
     weights: bool = False, # the published ones; it may download. Otherwise random ones
 ) -> Cut:
-    "A network in pieces. CourseError for other names, or if the weights cannot be got."
+    """A network in pieces. CourseError for other names, or if the weights cannot be got.
+
+    Arguments:
+        name: mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small, or `DETECTOR`
+        weights: the published ones; it may download. Otherwise random ones
+    """
     if name == DETECTOR: return cut_detector(weights)
     if name not in (known := [n for n in zoo.list_models(zoo) if n.startswith("mobilenet_v")]):
         raise CourseError(
@@ -88,7 +100,14 @@ class MultiScale(nn.Module):
     """The trunk of a detector: images [B, 3, S, S], 0..1, to the means of its maps, side by side, [B, width].
 
     Its weights are random until `load`. Its normalisation is a part of it. Blocks can be checkpointed: see
-    `recomputed`."""
+    `recomputed`.
+
+    Arguments:
+        name: as for `cut`
+        scales: which maps to use, 0 (the finest) to 5, in rising order
+        enlarge: smaller images are enlarged to this side
+        checkpointing: keep only what enters a block, and compute the rest twice
+    """
     def __init__(self,
         name: str,                     # as for `cut`
         scales: tuple = tuple(range(SCALES)),  # which maps to use, 0 (the finest) to 5, in rising order
@@ -123,7 +142,11 @@ class MultiScale(nn.Module):
     def listen(self,
         images: Tensor,  # [B, 3, S, S], 0..1; the more, the better
     ) -> None:
-        "Let the batch normalisation of the parts without published weights count what passes through them."
+        """Let the batch normalisation of the parts without published weights count what passes through them.
+
+        Arguments:
+            images: [B, 3, S, S], 0..1; the more, the better
+        """
         norms = [m for part in self.net[self.known:] for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
         self.eval()
         for norm in norms:
@@ -135,7 +158,11 @@ class MultiScale(nn.Module):
     def maps(self,
         images: Tensor,  # [B, 3, S, S], 0..1
     ) -> list[Tensor]:
-        "The chosen maps, each [B, C, H, W]."
+        """The chosen maps, each [B, C, H, W].
+
+        Arguments:
+            images: [B, 3, S, S], 0..1
+        """
         x, now = torch.addcmul(-self.mean / self.std, images, 1 / self.std), images.shape[-1]
         if now < self.enlarge: x = F.interpolate(x.contiguous(), (self.enlarge,) * 2, mode="bilinear")
         save, found = self.checkpointing and self.training and torch.is_grad_enabled(), []
@@ -180,7 +207,14 @@ def uncounted(
 # %% ../nbs/12_hybrid.ipynb #58574d2a
 class Bridge(nn.Module):
     """From the means of several maps to the width that a classifier expects, [B, wanted]. It starts as if
-    it were not there."""
+    it were not there.
+
+    Arguments:
+        widths: of the means
+        wanted: by the classifier
+        through: which of `widths` the classifier is used to; None: none of them
+        rate: share of the learning rate
+    """
     def __init__(self,
         widths: list[int],          # of the means
         wanted: int,                # by the classifier
@@ -205,7 +239,15 @@ class Bridge(nn.Module):
 
 # %% ../nbs/12_hybrid.ipynb #1806b5a2
 class HybridModel(Transfer):
-    "A detector's scales, a bridge, and MobileNet's classifier: images [B, 3, S, S], 0..1, to logits [B, K]."
+    """A detector's scales, a bridge, and MobileNet's classifier: images [B, 3, S, S], 0..1, to logits [B, K].
+
+    Arguments:
+        num_classes: K
+        backbone: as for `cut`
+        scales: as for `MultiScale`
+        enlarge: smaller images are enlarged to this side
+        checkpointing: less memory in training, more time
+    """
     def __init__(self,
         num_classes: int,               # K
         backbone: str = "mobilenet_v2", # as for `cut`
@@ -235,7 +277,14 @@ def learn_hybrid(
     weights: Weights = "published",  # published, or none: random ones
     stage_lr_decay: float = 0.9,  # learning rate of a stage, as a share of that of the next
 ) -> History:
-    "Train a model. CourseError if weights are not available, or if a step would see a single image."
+    """Train a model. CourseError if weights are not available, or if a step would see a single image.
+
+    Arguments:
+        job: its model is a `HybridModel`, or another with a `backbone` and a `head`
+        strategy: frozen: bridge and classifier; progressive: stage by stage; full: all
+        weights: published, or none: random ones
+        stage_lr_decay: learning rate of a stage, as a share of that of the next
+    """
     if weights not in ("published", "none"): raise CourseError(f"weights={weights}: use published or none")
     groups = stages(job.model.backbone)
     plan = phases(strategy, len(groups), job.recipe.epochs)
@@ -249,7 +298,11 @@ def begin(
     job: Job,
     weights: str,  # published or none
 ) -> None:
-    "Published weights, and statistics of up to 250 training images for what has none."
+    """Published weights, and statistics of up to 250 training images for what has none.
+
+    Arguments:
+        weights: published or none
+    """
     model = job.model
     if weights == "published": getattr(model, "load", model.backbone.load)()
     if not hasattr(model.backbone, "listen") or not len(job.splits.train): return
@@ -262,7 +315,11 @@ def refuse_single(
     n: int,  # training images
     recipe: Recipe,
 ) -> None:
-    "CourseError if some part of a batch would be a single image: a map of one place then has no deviation."
+    """CourseError if some part of a batch would be a single image: a map of one place then has no deviation.
+
+    Arguments:
+        n: training images
+    """
     steps = -(-n // recipe.batch_size)
     if not n or n // steps // recipe.accumulate >= 2: return
     raise CourseError(
@@ -279,14 +336,26 @@ def hybrid(
     enlarge: int = 320,              # smaller images are enlarged to this side
     checkpointing: bool = False,     # less memory in training, more time
 ) -> nn.Module:
-    "The scales of a detector, a bridge, and MobileNet's classifier."
+    """The scales of a detector, a bridge, and MobileNet's classifier.
+
+    Arguments:
+        classes: K
+        backbone: or a mobilenet_v3, or ssdlite320_mobilenet_v3_large
+        scales: of the detector's maps, joined by commas; 0 is the finest
+        enlarge: smaller images are enlarged to this side
+        checkpointing: less memory in training, more time
+    """
     return HybridModel(classes, backbone, chosen_scales(scales), enlarge, checkpointing)
 
 # %% ../nbs/12_hybrid.ipynb #7006203d
 def chosen_scales(
     text: str,  # numbers, joined by commas
 ) -> tuple[int, ...]:
-    "The numbers in rising order. CourseError if there is none, or one that is no scale."
+    """The numbers in rising order. CourseError if there is none, or one that is no scale.
+
+    Arguments:
+        text: numbers, joined by commas
+    """
     names = {name.strip() for name in str(text).split(",")}
     if names <= {str(i) for i in range(SCALES)}: return tuple(sorted(map(int, names)))
     raise CourseError(f"scales={text}: use numbers from 0 to {SCALES - 1}, joined by commas")
@@ -294,7 +363,14 @@ def chosen_scales(
 # %% ../nbs/12_hybrid.ipynb #10e33be9
 class DetectorClassifier(Transfer):
     """A detector's own class scores, of all anchors at all scales: images [B, 3, S, S], 0..1, to logits
-    [B, K]."""
+    [B, K].
+
+    Arguments:
+        num_classes: K
+        backbone: as for `cut`
+        enlarge: smaller images are enlarged to this side
+        surest: for each class the surest anchor decides; otherwise the mean of all
+    """
     def __init__(self,
         num_classes: int,                # K
         backbone: str = "mobilenet_v2",  # as for `cut`

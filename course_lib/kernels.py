@@ -20,7 +20,11 @@ from .core import CourseError
 def checked(
     images: Tensor,  # [B, 3, H, W] or [B, 1, H, W], uint8 or float from 0 to 1
 ) -> Tensor:
-    "The same images as uint8, float32 or float64. CourseError for another type, shape or range."
+    """The same images as uint8, float32 or float64. CourseError for another type, shape or range.
+
+    Arguments:
+        images: [B, 3, H, W] or [B, 1, H, W], uint8 or float from 0 to 1
+    """
     if not isinstance(images, Tensor):
         raise CourseError(f"images must be a torch tensor, not {type(images).__name__}: use torch.as_tensor")
     shape = list(images.shape)
@@ -44,7 +48,13 @@ def whole_number(
     name: str,               # the argument's name, for the error
     high: float = math.inf,  # the largest value allowed
 ) -> int:
-    "`value` if it is a whole number from 1 to `high`, else a CourseError."
+    """`value` if it is a whole number from 1 to `high`, else a CourseError.
+
+    Arguments:
+        value: what a caller gave
+        name: the argument's name, for the error
+        high: the largest value allowed
+    """
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if whole and 1 <= value <= high: return int(value)
     limit = f" to {high}" if high < math.inf else ""
@@ -55,7 +65,15 @@ def pair(
     value,      # one whole number, or two
     name: str,  # the argument's name, for the error
 ) -> tuple[int, int]:  # (height, width)
-    "8 becomes (8, 8), and (8, 6) stays; a CourseError for anything else."
+    """8 becomes (8, 8), and (8, 6) stays; a CourseError for anything else.
+
+    Arguments:
+        value: one whole number, or two
+        name: the argument's name, for the error
+
+    Returns:
+        (height, width)
+    """
     height, width = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, value)
     return whole_number(height, name), whole_number(width, name)
 
@@ -70,7 +88,11 @@ def as_double(
 def gradients(
     images: Tensor,  # [B, C, H, W], uint8 or float from 0 to 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    "Change down the rows, along the columns, and its magnitude, each [B, H, W]: of the strongest channel."
+    """Change down the rows, along the columns, and its magnitude, each [B, H, W]: of the strongest channel.
+
+    Arguments:
+        images: [B, C, H, W], uint8 or float from 0 to 1
+    """
     exact = images.dtype == torch.uint8      # differences of whole numbers: compared exactly by their squares
     x = images.transpose(0, 1).contiguous()  # [C, B, H, W]
     x = x.float() if exact else x
@@ -95,7 +117,13 @@ def orientation_bins(
     right: Tensor,  # change along the columns
     orientations: int = 9,  # bins between 0 and 180 degrees
 ) -> Tensor:
-    "The bin of each direction, whole numbers; `orientations` itself for angles that rounding made 180."
+    """The bin of each direction, whole numbers; `orientations` itself for angles that rounding made 180.
+
+    Arguments:
+        down: change down the rows, any shape
+        right: change along the columns
+        orientations: bins between 0 and 180 degrees
+    """
     if down.dtype == torch.float64 and down.device.type == "cpu":  # as scikit-image, to the last bit
         angle = torch.from_numpy(np.arctan2(down.numpy(), right.numpy()))
     else: angle = torch.atan2(as_double(down), as_double(right))
@@ -109,7 +137,12 @@ def byte_bins(
     orientations: int,     # bins between 0 and 180 degrees
     device: torch.device,  # where the table is kept
 ) -> Tensor:
-    "The bin of every gradient that uint8 images can have, [511*511]: `down` and `right` from -255 to 255."
+    """The bin of every gradient that uint8 images can have, [511*511]: `down` and `right` from -255 to 255.
+
+    Arguments:
+        orientations: bins between 0 and 180 degrees
+        device: where the table is kept
+    """
     every = torch.arange(-255.0, 256, device=device)
     down, right = torch.meshgrid(every, every, indexing="ij")
     return orientation_bins(down, right, orientations).flatten()
@@ -120,7 +153,13 @@ def cell_histograms(
     orientations: int = 9,  # bins between 0 and 180 degrees
     pixels_per_cell: int | tuple[int, int] = 8,  # side of a cell, or (height, width)
 ) -> Tensor:
-    "How much gradient points each way in each cell, per pixel: [B, rows, columns, orientations] float32."
+    """How much gradient points each way in each cell, per pixel: [B, rows, columns, orientations] float32.
+
+    Arguments:
+        images: [B, C, H, W], uint8 or float from 0 to 1
+        orientations: bins between 0 and 180 degrees
+        pixels_per_cell: side of a cell, or (height, width)
+    """
     height, width = pair(pixels_per_cell, "pixels_per_cell")
     rows = images.shape[2] // height
     columns = images.shape[3] // width
@@ -150,7 +189,11 @@ def _keep_memory():  # once for each process; 32 MB is the highest bound that gl
 def in_pieces(
     function,  # function(images [B, C, H, W], ...) that returns a tensor [B, ...]
 ):
-    "Make `function` check its images and work through the batch in pieces that fit a core's cache."
+    """Make `function` check its images and work through the batch in pieces that fit a core's cache.
+
+    Arguments:
+        function: function(images [B, C, H, W], ...) that returns a tensor [B, ...]
+    """
     @wraps(function)
     def whole(images: Tensor, *args, **options) -> Tensor:
         def work(piece): return function(piece, *args, **options)
@@ -192,7 +235,13 @@ def neighbours(
     points: int,    # how many neighbours
     radius: float,  # of their circle, in pixels
 ):
-    "Yield each neighbour of all pixels, [B, H, W], counter-clockwise from the right one. Outside is 0."
+    """Yield each neighbour of all pixels, [B, H, W], counter-clockwise from the right one. Outside is 0.
+
+    Arguments:
+        x: [B, H, W], grey levels
+        points: how many neighbours
+        radius: of their circle, in pixels
+    """
     turn = 2 * np.pi * np.arange(points, dtype=np.float64) / points
     downs, rights = (np.round(v, 5).tolist() for v in (-radius * np.sin(turn), radius * np.cos(turn)))
     margin = math.ceil(radius)

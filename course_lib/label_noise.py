@@ -20,7 +20,15 @@ def class_thresholds(
     probabilities: np.ndarray,  # [N, K], of images that the model was not trained on
     targets: np.ndarray,        # [N] class numbers, as labelled
 ) -> np.ndarray:                # [K]
-    "The mean probability of each class over the images labelled with it; above 1 for a class without images."
+    """The mean probability of each class over the images labelled with it; above 1 for a class without images.
+
+    Arguments:
+        probabilities: [N, K], of images that the model was not trained on
+        targets: [N] class numbers, as labelled
+
+    Returns:
+        [K]
+    """
     own = [probabilities[targets == k, k] for k in range(probabilities.shape[1])]
     return np.array([values.mean() if len(values) else 2.0 for values in own])
 
@@ -29,7 +37,12 @@ def disagreements(
     probabilities: np.ndarray,  # [N, K], as for `class_thresholds`
     targets: np.ndarray,        # [N] class numbers, as labelled
 ) -> list[tuple[int, int, float]]:
-    "Image, the class that fits better, and by how much more probability: the clearest first."
+    """Image, the class that fits better, and by how much more probability: the clearest first.
+
+    Arguments:
+        probabilities: [N, K], as for `class_thresholds`
+        targets: [N] class numbers, as labelled
+    """
     confident = probabilities >= class_thresholds(probabilities, targets)      # [N, K]
     better = np.where(confident, probabilities, -1).argmax(1)                  # [N]
     rows = np.arange(len(targets))
@@ -42,7 +55,12 @@ def doubtful_labels(
     predictor,        # has `classes`, `size` and `predict_proba(uint8 [B, size, size, 3])`
     dataset: Images,  # of a single-label or multi-label task, whose classes the predictor knows
 ) -> list[Finding]:
-    "A warning for each label that the model confidently disagrees with. CourseError for unknown classes."
+    """A warning for each label that the model confidently disagrees with. CourseError for unknown classes.
+
+    Arguments:
+        predictor: has `classes`, `size` and `predict_proba(uint8 [B, size, size, 3])`
+        dataset: of a single-label or multi-label task, whose classes the predictor knows
+    """
     known, classes = list(predictor.classes), list(dataset.classes)
     if missing := set(classes) - set(known):
         raise CourseError(f"the bundle does not know {', '.join(sorted(missing))}, so it cannot check labels")
@@ -79,7 +97,14 @@ def check_labels(
 ) -> list[Finding]:
     """The doubtful labels of a data set, and a note that says which images were looked at.
 
-    CourseError if the bundle is not a classifier for such data. Data that cannot be loaded is a note, too."""
+    CourseError if the bundle is not a classifier for such data. Data that cannot be loaded is a note, too.
+
+    Arguments:
+        spec: data, as for `load`
+        bundle: from `open_bundle`: a classifier
+        with_valid: whether it was trained on the validation split, too
+        seed: of the splits, if the bundle names none
+    """
     predictor = model_in(bundle)
     try: splits = load(spec, seed=bundle.meta.get("seed", seed))
     except CourseError as why: return [note("labels not compared", str(spec), str(why))]

@@ -34,7 +34,18 @@ from .specs import (FLAGS, NO_CLASSES, SPLITS, Finding, Object, detection_target
 # %% ../nbs/01c_layouts.ipynb #c7143425
 @dataclass(frozen=True)
 class Item:
-    "One annotated image, as found on disk."
+    """One annotated image, as found on disk.
+
+    Arguments:
+        name: of the image's file
+        split: 'train', 'valid', 'test', or '' where the data does not say
+        label: its class, for single-label data
+        objects: its objects, for detection
+        source: the annotation file, for detection
+        size: width, height in pixels as the annotation file says, where it does
+        labels: its classes, for multi-label data
+        group: images of one group stay on one side of a split
+    """
     name: str                # of the image's file
     split: str = ""          # 'train', 'valid', 'test', or '' where the data does not say
     label: str = ""          # its class, for single-label data
@@ -54,7 +65,12 @@ class Item:
 # %% ../nbs/01c_layouts.ipynb #4c1baf67
 @dataclass
 class Survey:
-    "What a folder or zip holds, before anything is decided about it."
+    """What a folder or zip holds, before anything is decided about it.
+
+    Arguments:
+        layout: a name in `layouts`
+        task: SINGLE, MULTI or DETECTION
+    """
     files: Files
     layout: str     # a name in `layouts`
     task: str       # SINGLE, MULTI or DETECTION
@@ -68,7 +84,12 @@ class Survey:
 
 # %% ../nbs/01c_layouts.ipynb #1a70fe01
 class Layout(Protocol):
-    "How images and annotations lie on disk. A class of this form, registered in `layouts`, is a format."
+    """How images and annotations lie on disk. A class of this form, registered in `layouts`, is a format.
+
+    Arguments:
+        files: the folder or zip, by relative names
+        only: the single file that was named instead of a folder, where `endings` allows it
+    """
     about: str                # for help and errors: 'a VOC layout (Annotations/, JPEGImages/)'
     task: str                 # SINGLE, MULTI or DETECTION
     endings: tuple[str, ...]  # of a single file that may name the data set: ('.json',)
@@ -97,7 +118,13 @@ class Layout(Protocol):
         read: Callable[[Item], bytes],  # the content of an item's image file
         out: Path,                      # a folder that is not there yet
     ) -> None:
-        "Write the items to `out` so that `survey` finds them again."
+        """Write the items to `out` so that `survey` finds them again.
+
+        Arguments:
+            items: with their splits, and a label, labels or objects
+            read: the content of an item's image file
+            out: a folder that is not there yet
+        """
 
 # %% ../nbs/01c_layouts.ipynb #5d59c9ea
 def survey(
@@ -105,7 +132,13 @@ def survey(
     splits: str = "",  # what is said of folders called train: 'yes', they are splits; 'no', they are classes
     group: str = "",   # the column of a table that says which images belong together
 ) -> Survey:
-    "What `path` holds: images are looked at once, annotations are read. CourseError if it is no data set."
+    """What `path` holds: images are looked at once, annotations are read. CourseError if it is no data set.
+
+    Arguments:
+        path: a folder, a zip, or a single file of annotations
+        splits: what is said of folders called train: 'yes', they are splits; 'no', they are classes
+        group: the column of a table that says which images belong together
+    """
     files, only = _opened(path)
     files.splits, files.group = splits, group
     kinds = [kind for kind in layouts.discover().values() if not only or only.suffix.lower() in kind.endings]
@@ -138,7 +171,12 @@ def examined(
     items: list[Item],
     findings: list[Finding],  # to which is added what was found
 ) -> list[Item]:
-    "The items with their records. What is not read, or only after a conversion, is a finding."
+    """The items with their records. What is not read, or only after a conversion, is a finding.
+
+    Arguments:
+        files: where the images are
+        findings: to which is added what was found
+    """
     records = index(files, sorted({item.name for item in items}))
     for name, record in records.items():
         if record.problem: findings.append(error("unreadable image", name, record.problem))
@@ -150,7 +188,11 @@ def image_finder(
     files: Files,
     folder: PurePosixPath = PurePosixPath(""),  # where the table or list is
 ) -> Callable[[str], str | None]:
-    "A function from a name as written to the image that it means, with or without ending; None if unclear."
+    """A function from a name as written to the image that it means, with or without ending; None if unclear.
+
+    Arguments:
+        folder: where the table or list is
+    """
     names = {os.path.splitext(name)[0]: name for name in files.images} | {name: name for name in files.images}
     by_name = defaultdict(list)
     for name in names: by_name[PurePosixPath(name).name].append(name)
@@ -165,7 +207,13 @@ def split_of_each(
 ) -> dict[str, str]:
     """source -> split by its name or folder. CourseError for several that are not named after one split each.
 
-    A lone val.json is what was held out; a train.json, or one that the user has named, is to be divided."""
+    A lone val.json is what was held out; a train.json, or one that the user has named, is to be divided.
+
+    Arguments:
+        sources: files of annotations
+        named: whether the user has named one of them as the data
+        about: what they are: 'COCO file'
+    """
     splits = {source: split_in(source) for source in sources}
     if len(sources) == 1:
         return {source: "" if named or split == "train" else split for source, split in splits.items()}
@@ -304,7 +352,12 @@ def clean_boxes(
 
     Swapped corners are put right, boxes are clipped to the image, and those without area are left out. An
     object without a name, or with a box that means nothing, is an error that costs the image: it is there to
-    be seen, and would be taught as background."""
+    be seen, and would be taught as background.
+
+    Arguments:
+        width: of the image, in pixels
+        where: the annotation file, for the findings
+    """
     good, findings = [], []
     for thing in objects:
         box, level, kind, what = _clean_box(thing, width, height)
@@ -344,7 +397,11 @@ def unspoiled(
     items: list[Item],
     findings: list[Finding],  # those at an annotation's `source` count
 ) -> list[Item]:
-    "The items without those of which an annotation cannot be understood: its object would become background."
+    """The items without those of which an annotation cannot be understood: its object would become background.
+
+    Arguments:
+        findings: those at an annotation's `source` count
+    """
     spoiled = {found.where for found in findings if found.level == "error" and found.kind in _SPOILING}
     return [item for item in items if item.source not in spoiled]
 
@@ -370,7 +427,14 @@ def boxes_made_good(
     findings: list[Finding],  # to which is added what was found
     known: Iterable[str],     # classes that a list names, with or without objects
 ) -> Survey:
-    "The survey of a detection set: boxes made good, class names compared."
+    """The survey of a detection set: boxes made good, class names compared.
+
+    Arguments:
+        layout: a name in `layouts`
+        items: as `examined` returns them
+        findings: to which is added what was found
+        known: classes that a list names, with or without objects
+    """
     told = {boxes_as_stored(item) for item in items} - {None}
     habit = told.pop() if len(told) == 1 else None
     items = [_cleaned(_upright(item, habit, findings), findings) for item in _in_one_split(items, findings)]
@@ -395,7 +459,12 @@ def similar_names(
     names: Iterable[str],     # of classes
     findings: list[Finding],  # to which is added what was found
 ) -> None:
-    "Class names that differ in case or spaces only are a finding."
+    """Class names that differ in case or spaces only are a finding.
+
+    Arguments:
+        names: of classes
+        findings: to which is added what was found
+    """
     spellings = defaultdict(set)
     for name in names: spellings["".join(name.lower().split())].add(name)
     for several in spellings.values():
@@ -407,7 +476,11 @@ def similar_names(
 def boxes_as_stored(
     item: Item,  # with the size that its annotation says, if it says one
 ) -> bool | None:
-    "Whether its boxes are of the image before EXIF turned it on its side; None where the size cannot tell."
+    """Whether its boxes are of the image before EXIF turned it on its side; None where the size cannot tell.
+
+    Arguments:
+        item: with the size that its annotation says, if it says one
+    """
     real = (item.record.width, item.record.height)
     if item.record.orientation < 5 or real == real[::-1] or item.size not in (real, real[::-1]): return None
     return item.size == real[::-1]
@@ -459,7 +532,12 @@ def without_boxes(
 ) -> Survey:
     """The same images, each with the labels of its objects that are not difficult.
 
-    CourseError for another view, or for data that has one label an image."""
+    CourseError for another view, or for data that has one label an image.
+
+    Arguments:
+        found: of a detection set
+        view: 'multi'
+    """
     if view != "multi" or found.task == SINGLE:
         raise CourseError(f"view={view}: files with boxes have the view 'multi', others have none")
     items = [replace(item, objects=(), labels=_easy_classes(item)) for item in found.items]
@@ -476,7 +554,11 @@ def refuse_without_boxes(
     layout: str,        # that holds boxes
     items: list[Item],
 ) -> None:
-    "CourseError for items with labels only."
+    """CourseError for items with labels only.
+
+    Arguments:
+        layout: that holds boxes
+    """
     if any(item.label or item.labels for item in items):
         raise CourseError(f"{layout} holds boxes, which this data does not have: "
                           "choose the layout folder or csv")
@@ -492,7 +574,11 @@ def load_files(
     seed: int = 0,
     **options: str,    # as for `survey_with`
 ) -> Splits:
-    "The splits of a data set on disk. What cannot be used is left out and listed in `left_out`."
+    """The splits of a data set on disk. What cannot be used is left out and listed in `left_out`.
+
+    Arguments:
+        path: a folder, a zip, or a single file of annotations
+    """
     found, shares = survey_with(path, options)
     items = split_items(found, seed, **shares)
     splits = {name: _images(found, [item for item in items if item.split == name]) for name in NAMES}
@@ -511,7 +597,12 @@ def survey_with(
 
     valid, test: shares of missing splits, 0..1. view=multi: labels instead of boxes. classes=cat,dog: only
     these. group=REGEX or COLUMN: images that belong together. splits=yes, no: folders called train are
-    splits, or classes; new: made anew, whatever the data says. rare=keep: a class may miss a split."""
+    splits, or classes; new: made anew, whatever the data says. rare=keep: a class may miss a split.
+
+    Arguments:
+        path: as for `load_files`
+        options: likewise
+    """
     values = parse_options(options, valid=0.15, test=0.15, view="", classes="", group="", splits="", rare="")
     shares = {name: values[name] for name in ("valid", "test")}
     if not (0 < shares["valid"] < 1 and 0 < shares["test"] < 1 and sum(shares.values()) < 1):
@@ -536,7 +627,13 @@ def split_items(
 ) -> list[Item]:
     """The usable items, each with its split: as the data says, else by content or group.
 
-    CourseError if nothing can be used or learnt from, or if one of single labels misses a split."""
+    CourseError if nothing can be used or learnt from, or if one of single labels misses a split.
+
+    Arguments:
+        valid: share of the validation split, if the data has none
+        test: likewise of the test split
+        rare: 'keep': to measure only, or a class may miss a split: nothing is refused
+    """
     items = _usable(found, 1 if rare or found.task != SINGLE else 2)
     given = {item.split for item in items} - {""}
     shares = dict(valid=0 if "valid" in given else valid, test=0 if "test" in given else test)
@@ -595,7 +692,14 @@ def missing_classes(
     items: list[Item],  # with their splits
     classes: list[str],
 ) -> list[tuple[str, str]]:  # (split, class)
-    "The classes that are absent from a split."
+    """The classes that are absent from a split.
+
+    Arguments:
+        items: with their splits
+
+    Returns:
+        (split, class)
+    """
     present = {(item.split, name) for item in items for name in item.classes}
     return [(split, name) for split in NAMES for name in classes if (split, name) not in present]
 
@@ -663,7 +767,11 @@ def only_classes(
     found: Survey,
     text: str,  # the classes that are kept: 'cat,dog'
 ) -> Survey:
-    "The survey without other classes. CourseError for a name that the data does not have."
+    """The survey without other classes. CourseError for a name that the data does not have.
+
+    Arguments:
+        text: the classes that are kept: 'cat,dog'
+    """
     names = wanted_classes(text, found.classes)
     items = [_only(item, names) for item in found.items]
     if found.task == SINGLE: items = [item for item in items if item.label]
@@ -689,7 +797,11 @@ def with_groups(
 ) -> Survey:
     """The survey whose items know their groups; one that the data puts on two sides of a split is an error.
 
-    CourseError for a pattern that finds no groups."""
+    CourseError for a pattern that finds no groups.
+
+    Arguments:
+        pattern: a regular expression, or the column of a table that the items' groups are from
+    """
     items, findings = found.items, list(found.findings)
     if not any(item.group for item in items):
         try: known = re.compile(pattern)
@@ -793,7 +905,14 @@ def write_dataset(
 ) -> Path:
     """Write a data set in a layout that `load` and other programs read: whole or not at all.
 
-    CourseError if `out` is not free, or cannot be written."""
+    CourseError if `out` is not free, or cannot be written.
+
+    Arguments:
+        items: images with their splits, and a label, labels or objects
+        read: the content of an item's image file
+        layout: a name in `layouts`
+        out: a folder that does not exist yet, or is empty
+    """
     out, items, kind = _free(out), list(items), layouts[layout]
     kind.refuse(items)
     with _new_folder(out) as part: kind.write(progress(items, f"writing {layout}", unit="images"), read, part)
@@ -839,7 +958,12 @@ def put_image(
     item: Item,
     data: bytes,   # the content of its image file
 ) -> Path:
-    "The path that the image is written to: its item's name if that is free, with the ending of its content."
+    """The path that the image is written to: its item's name if that is free, with the ending of its content.
+
+    Arguments:
+        folder: where to; it is made if it is not there
+        data: the content of its image file
+    """
     folder.mkdir(parents=True, exist_ok=True)
     name = PurePosixPath(item.name)
     kind = image_format(data)

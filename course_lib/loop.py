@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from .core import (CourseError, documented, log, of_torchrun, predictors, progress, write_whole,
+from .core import (CourseError, log, of_torchrun, predictors, progress, write_whole,
                              writing)
 from .device import (as_float, averaged, keep_memory, make_accelerator, own_randomness, seed_step,
                               share, training_layers)
@@ -50,7 +50,13 @@ def measure(
     accelerator: Accelerator | None = None,  # shares the work, sets the precision; None: 32 bits, one process
 ) -> dict:
     """The mean loss and the task's metrics, over the whole split. The model is left in evaluation mode.
-    CourseError: no images."""
+    CourseError: no images.
+
+    Arguments:
+        task: supplies `loss` and `metrics`
+        loader: of the split to measure on
+        accelerator: shares the work, sets the precision; None: 32 bits, one process
+    """
     from torchmetrics import SumMetric
     if not len(loader): raise CourseError("no images to measure on: the split is empty")
     device = accelerator.device if accelerator else next(model.parameters()).device
@@ -76,7 +82,11 @@ def write_state(
     path: Path,
     state: dict,  # of tensors, numbers and texts
 ) -> None:
-    "Write it behind its checksum, whole. CourseError for a full disk: what was there before stays."
+    """Write it behind its checksum, whole. CourseError for a full disk: what was there before stays.
+
+    Arguments:
+        state: of tensors, numbers and texts
+    """
     memory = io.BytesIO()
     torch.save(state, memory)
     content = memory.getvalue()
@@ -86,7 +96,11 @@ def write_state(
 def read_state(
     path: Path,  # written by `write_state`
 ) -> dict:
-    "The state. CourseError if a bit of it has changed, or if it was written by something else."
+    """The state. CourseError if a bit of it has changed, or if it was written by something else.
+
+    Arguments:
+        path: written by `write_state`
+    """
     content = path.read_bytes()
     damaged = CourseError(f"'{path}' is damaged: delete it to start anew")
     if sha256(content[32:]).digest() != content[:32]: raise damaged
@@ -97,7 +111,11 @@ def read_state(
 def forget(
     folder: Path,  # of a run
 ) -> None:
-    "Remove the states of a run whose model is safe elsewhere. What the run reports stays."
+    """Remove the states of a run whose model is safe elsewhere. What the run reports stays.
+
+    Arguments:
+        folder: of a run
+    """
     for path in Path(folder).rglob("*.pt"):
         if path.name in STATES: path.unlink(missing_ok=True)
 
@@ -105,7 +123,11 @@ def forget(
 def is_unfinished(
     folder: Path,  # of a run
 ) -> bool:
-    "Whether a state of it, or of a part of it, is there."
+    """Whether a state of it, or of a part of it, is there.
+
+    Arguments:
+        folder: of a run
+    """
     return any(path.name in STATES for path in Path(folder).rglob("*.pt"))
 
 
@@ -121,7 +143,12 @@ def tell_other_machine(
     path: Path,  # of a checkpoint
     was: dict,   # `machine()` when it was made
 ) -> None:
-    "Say what differs, if anything does: the same bits cannot be promised then."
+    """Say what differs, if anything does: the same bits cannot be promised then.
+
+    Arguments:
+        path: of a checkpoint
+        was: `machine()` when it was made
+    """
     now = machine()
     changed = [f"{name} {was.get(name)}, now {now[name]}" for name in now if was.get(name) != now[name]]
     what = " and ".join(changed)
@@ -129,7 +156,13 @@ def tell_other_machine(
 
 # %% ../nbs/05b_loop.ipynb #6dbb9f06
 class Checkpoint:
-    "A run's state on disk: `parts` have `state_dict`; `place` is the epoch, the step and the sum of losses."
+    """A run's state on disk: `parts` have `state_dict`; `place` is the epoch, the step and the sum of losses.
+
+    Arguments:
+        parts: name -> model, optimizer, ...: whatever has `state_dict` and `load_state_dict`
+        about: what must be equal for a run to go on
+        seconds: between two checkpoints within an epoch
+    """
     def __init__(self,
         folder: Path,
         parts: dict,          # name -> model, optimizer, ...: whatever has `state_dict` and `load_state_dict`
@@ -173,7 +206,11 @@ class Checkpoint:
 def unfinished(
     folder: Path,  # of a run
 ) -> CourseError:
-    "To raise where starting anew would destroy it."
+    """To raise where starting anew would destroy it.
+
+    Arguments:
+        folder: of a run
+    """
     return CourseError(
         f"'{folder}' holds an unfinished run: add --resume (resume=True) to go on with it, or delete that "
         "folder"
@@ -185,7 +222,13 @@ def same_run(
     was: dict,    # what it was made with
     asked: dict,  # what it would go on with
 ) -> None:
-    "CourseError for the first difference."
+    """CourseError for the first difference.
+
+    Arguments:
+        path: where it is, for the message
+        was: what it was made with
+        asked: what it would go on with
+    """
     for name, value in asked.items():
         if was.get(name) != value:
             raise CourseError(
@@ -199,7 +242,12 @@ def reserve(
     asked: dict,   # all that decides how the run ends
 ) -> None:
     """Write to `run.json` what is asked for. CourseError if the folder holds an unfinished run, or to be
-    resumed another one."""
+    resumed another one.
+
+    Arguments:
+        folder: of a run
+        asked: all that decides how the run ends
+    """
     record, asked = Path(folder) / "run.json", json.loads(json.dumps(asked, default=str))
     if is_unfinished(folder):
         if not resume: raise unfinished(folder)
@@ -213,7 +261,13 @@ def reserve(
 
 # %% ../nbs/05b_loop.ipynb #859911a8
 class Losses:
-    "The losses of an epoch. On a GPU they are looked at in groups, because every look makes the GPU wait."
+    """The losses of an epoch. On a GPU they are looked at in groups, because every look makes the GPU wait.
+
+    Arguments:
+        total: of the steps before, when a run is resumed
+        loader: knows the files of a batch
+        every: steps between two looks
+    """
     def __init__(self,
         total: float,       # of the steps before, when a run is resumed
         loader: "Loader",   # knows the files of a batch
@@ -225,7 +279,12 @@ class Losses:
         place: tuple,    # epoch, step, learning rate
         loss: Tensor,    # scalar
     ) -> None:
-        "Take a loss; CourseError if one of them is not finite."
+        """Take a loss; CourseError if one of them is not finite.
+
+        Arguments:
+            place: epoch, step, learning rate
+            loss: scalar
+        """
         self.waiting.append((place, loss))
         if len(self.waiting) >= self.every: self.look()
 
@@ -278,12 +337,18 @@ def advice(
 @dataclass(repr=False)
 class History:
     """What happened in each epoch: rows of epoch, seconds, learning_rate, train_loss, valid_loss and the
-    task's metrics."""
+    task's metrics.
+
+    Arguments:
+        score: which metric is watched
+        confusion: [K, K], of the last epoch, a row per truth
+        before: rows of earlier steps, whose weights went on learning
+    """
     score: str = "accuracy"                   # which metric is watched
     rows: list[dict] = field(default_factory=list)
     confusion: list | None = None             # [K, K], of the last epoch, a row per truth
     before: int = 0                           # rows of earlier steps, whose weights went on learning
-    job = None                                # what was done, if it was done by `fit`
+    job = None                                # what was done
 
     def state_dict(self) -> dict: return asdict(self)
 
@@ -294,14 +359,22 @@ class History:
         "The watched metric of each epoch so far, empty without a validation split."
         return [row[self.score] for row in self.rows if self.score in row]
 
+    def best(self) -> int:
+        "The number of the best epoch, from 0; of several with one score the last, which has learnt longest."
+        return len(self.scores) - 1 - int(np.argmax(self.scores[::-1]))
+
     def waited(self) -> int:
-        "Epochs since the best score."
+        "Epochs since the score last rose above all before it."
         return len(self.scores) - 1 - int(np.argmax(self.scores)) if self.scores else 0
 
     def add(self,
         row: dict,  # of an epoch
     ) -> None:
-        "Take an epoch; what is not a plain number is not a curve."
+        """Take an epoch; what is not a plain number is not a curve.
+
+        Arguments:
+            row: of an epoch
+        """
         self.confusion = row.pop("confusion", None)
         self.rows.append({name: value for name, value in row.items() if isinstance(value, (int, float))})
 
@@ -309,7 +382,7 @@ class History:
     def predictor(self):
         """What `fit` trained, as a predictor: it evaluates, predicts and saves. Its probabilities are
         calibrated on the validation images."""
-        if self.job is None: raise CourseError("this history is not of `fit`: it has no model")
+        if self.job is None: raise CourseError("this history is not of one training: it has no model")
         name, arguments = getattr(self.job.model, "made_by", (type(self.job.model).__name__, {}))
         return predictors[self.job.splits.task](name, self.job, arguments, self)
 
@@ -373,7 +446,17 @@ class Callback:
 @dataclass
 class Job:
     """All that a training is asked for. `replace(job, ...)` makes another for a part of the model or of
-    the epochs."""
+    the epochs.
+
+    Arguments:
+        model: from images [B, 3, S, S] to what the task's loss takes; trained in place
+        input_size: side of the images in pixels
+        task: loss, metrics and batches; None: by the data
+        folder: for checkpoints and TensorBoard's files; None: nothing is written
+        resume: go on with the unfinished run in `folder`, if there is one
+        device: cpu, cuda, mps, or auto: the best there is
+        callbacks: what else is to happen
+    """
     model: nn.Module      # from images [B, 3, S, S] to what the task's loss takes; trained in place
     # learns from `train`, measures on `valid` (which may be empty), never looks at `test`
     splits: Splits
@@ -387,7 +470,12 @@ class Job:
 
 
 class Task(Protocol):
-    "What a kind of data brings to the one loop. The classes in `tasks` are of this form."
+    """What a kind of data brings to the one loop. The classes in `tasks` are of this form.
+
+    Arguments:
+        score: of the metrics, the one to watch; more is better
+        mean: of each channel, 0..1
+    """
     score: str              # of the metrics, the one to watch; more is better
     mean: tuple[float, ...]  # of each channel, 0..1
     std: tuple[float, ...]
@@ -414,7 +502,11 @@ class Batched(Protocol):
 
 # %% ../nbs/05b_loop.ipynb #05bca11d
 class Training:
-    "A training as it stands: what callbacks see and change."
+    """A training as it stands: what callbacks see and change.
+
+    Arguments:
+        about: of `asked_for`
+    """
     def __init__(self,
         job: Job,
         accelerator: Accelerator,
@@ -482,7 +574,6 @@ def asked_for(
     return dict(asdict(job.recipe), data=job.splits.fingerprint, input_size=job.input_size, layers=layers)
 
 # %% ../nbs/05b_loop.ipynb #3ca31c72
-@documented
 def fit(
     model: nn.Module,       # from images [B, 3, S, S] to what the task's loss takes; trained in place
     splits: Splits,         # learns from `train`, measures on `valid` (may be empty), never looks at `test`
@@ -500,14 +591,23 @@ def fit(
     Same seed, same machine: the same weights, bit for bit, also when the run is interrupted and resumed; on a
     GPU, which adds up in any order, nearly the same. Under torchrun the processes share each batch. The
     caller's random state stays as it was. CourseError for a loss that is not finite, for lack of memory, for
-    a wrong resume."""
+    a wrong resume.
+
+    Arguments:
+        model: from images [B, 3, S, S] to what the task's loss takes; trained in place
+        splits: learns from `train`, measures on `valid` (may be empty), never looks at `test`
+        input_size: side of the images in pixels
+        task: None: by the data
+        folder: for checkpoints and TensorBoard's files; None: nothing is written
+        resume: go on with the unfinished run in `folder`, if there is one
+        device: cpu, cuda, mps, or auto: the best there is
+        callbacks: what else is to happen
+    """
     if not isinstance(splits, Splits):
         what = f"fit learns from `Splits`, as `load` returns them, not from {type(splits).__name__}"
         raise CourseError(f"{what}: `from_arrays`, `from_dataset` and `from_dataframe` make them")
     job = Job(model, splits, recipe, input_size, task, folder, resume, device, tuple(callbacks))
-    job.task = task or make_task(model, splits, input_size, recipe)
     history = learn(job)
-    history.job = job
     if folder: forget(folder)
     return history
 
@@ -536,6 +636,7 @@ def learn(
             learn_epoch(run)
         run.tell("after_training")
     job.model.eval()
+    run.history.job = replace(job, task=run.task)
     return run.history
 
 # %% ../nbs/05b_loop.ipynb #05bca11e
@@ -572,7 +673,15 @@ def learn_batch(
     targets,         # of length B
 ) -> Tensor:         # scalar
     """One step of the optimizer, and the loss before it. Processes exchange gradients once, after the last
-    part of the batch."""
+    part of the batch.
+
+    Arguments:
+        inputs: [B, 3, S, S]
+        targets: of length B
+
+    Returns:
+        scalar
+    """
     recipe, accelerator = run.recipe, run.accelerator
     for group in run.optimizer.param_groups: group["lr"] = run.rate * group.get("lr_scale", 1.0)
     run.optimizer.zero_grad()
@@ -596,7 +705,11 @@ def make_task(
     input_size: int,  # side of the images
     recipe: Recipe,
 ) -> Classification:
-    "The task of this data. A model with a `normalisation` of its own (mean, std) gets its images by that."
+    """The task of this data. A model with a `normalisation` of its own (mean, std) gets its images by that.
+
+    Arguments:
+        input_size: side of the images
+    """
     task = tasks[splits.task](splits, input_size, recipe)
     task.mean, task.std = getattr(model, "normalisation", (task.mean, task.std))
     if recipe.loss: check_loss(task)
@@ -634,7 +747,13 @@ def micro_batches(
     world: int,      # processes
 ) -> Iterator[slice]:
     """This process's share of a batch, in the recipe's number of parts. CourseError if there is too little
-    to share."""
+    to share.
+
+    Arguments:
+        n: images in the batch
+        rank: of this process
+        world: processes
+    """
     if n < world:
         raise CourseError(
             f"a batch of {n} cannot be shared by {world} processes: use larger batches or more data"
@@ -659,7 +778,11 @@ def refuse_scores(
 def refuse_overflow(
     scaler,  # of fp16, or None
 ) -> None:
-    "CourseError if no gradient has been finite for so long that the scaler has nothing left to give."
+    """CourseError if no gradient has been finite for so long that the scaler has nothing left to give.
+
+    Arguments:
+        scaler: of fp16, or None
+    """
     if scaler is None or not scaler.is_enabled() or scaler.get_scale() >= 1: return
     raise CourseError(
         "fp16: the gradients are not finite, step after step: use fp32, bf16, grad_clip=1 or a lower "
@@ -700,7 +823,11 @@ def files_of(
 
 # %% ../nbs/05b_loop.ipynb #a6b15596
 class MovingAverage(Callback):
-    "An exponential moving average of the weights is what is measured, and what is left in the end."
+    """An exponential moving average of the weights is what is measured, and what is left in the end.
+
+    Arguments:
+        decay: 0..1
+    """
     name = "average"
 
     def __init__(self,
@@ -728,7 +855,7 @@ class BestWeights(Callback):
     def __init__(self): self.weights = {}
 
     def after_epoch(self, run):
-        if run.history.waited() == 0: self.weights = deepcopy(run.measured.state_dict())
+        if run.history.best() == len(run.history.scores) - 1: self.weights = deepcopy(run.measured.state_dict())
 
     def after_training(self, run): run.model.load_state_dict(self.weights)
 
@@ -738,7 +865,11 @@ class BestWeights(Callback):
 
 
 class EarlyStopping(Callback):
-    "Training stops when the validation score has not risen for some epochs (Prechelt 1998)."
+    """Training stops when the validation score has not risen for some epochs (Prechelt 1998).
+
+    Arguments:
+        patience: epochs without a better score
+    """
     def __init__(self,
         patience: int,  # epochs without a better score
     ):
@@ -774,8 +905,6 @@ class ProgressBar(Callback):
 # %% ../nbs/05b_loop.ipynb #ffc490ac
 class EpochLines(Callback):
     "A line for each epoch goes to the log: the command line shows it, in a terminal, a pipe and a file."
-    def before_training(self, run): self.best = -math.inf
-
     def after_epoch(self, run):
         row, epochs = run.history.rows[-1], run.recipe.epochs
         loss = row["train_loss"]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from .core import CourseError, documented
+from .core import CourseError
 from .data import DETECTION, MULTI, NAMES, SINGLE, Images, Splits, decode, parallel, to_rgb
 from .decoding import eight_bits, plain_errors
 from .files import Files, Record
@@ -77,7 +77,14 @@ def _from_tensor(image: torch.Tensor) -> np.ndarray:
 def as_image(
     image,  # a PIL image, an array, a tensor, or the bytes of an image file
 ) -> np.ndarray:  # uint8 [H, W, 3]
-    "Any image. ValueError or OSError, in plain words, for what is none."
+    """Any image. ValueError or OSError, in plain words, for what is none.
+
+    Arguments:
+        image: a PIL image, an array, a tensor, or the bytes of an image file
+
+    Returns:
+        uint8 [H, W, 3]
+    """
     if isinstance(image, dict) and image.get("bytes"): image = image["bytes"]  # as Hugging Face stores it
     if isinstance(image, bytes): return decode(image)
     if isinstance(image, Image.Image): return _from_pil(image)
@@ -483,7 +490,6 @@ def _groups(values, places: list[str]) -> list[str]:
     raise CourseError(f"the {len(places)} images make {len(different)} groups, which cannot be divided")
 
 # %% ../nbs/01m_memory.ipynb #90e5f431
-@documented
 def from_arrays(
     images,               # uint8 [N, H, W, 3] or [N, H, W], or floats 0..1; or a list of images of any size
     targets,              # [N] names or numbers; [N, K] of 0 and 1, or lists of names; or dicts of boxes
@@ -502,7 +508,19 @@ def from_arrays(
     numbers from 1. `difficult` and other flags of objects are read, other keys are not.
     CourseError, with the image, the value and the cause, for what is none of this: other lengths, more than
     8 bits, floats beyond 0..1, a missing or unknown label, a box outside its image, a class in too few
-    images; and when an image is read that has changed."""
+    images; and when an image is read that has changed.
+
+    Arguments:
+        images: uint8 [N, H, W, 3] or [N, H, W], or floats 0..1; or a list of images of any size
+        targets: [N] names or numbers; [N, K] of 0 and 1, or lists of names; or dicts of boxes
+        classes: names in the order of their numbers; None: those that occur
+        split: 'train', 'valid' or 'test' for each image, [N]; None: made by content
+        seed: of the splits that are made
+        valid: share of the validation split, if it is made, 0..1
+        test: share of the test split, if it is made, 0..1
+        group: [N], what each image belongs to (a patient, a video): a group stays in one split
+        rare: 'keep': a class may miss a split
+    """
     images, targets = _column(images, "images"), _column(targets, "targets")
     if len(images) != len(targets):
         raise CourseError(f"there are {len(images)} images, but {len(targets)} targets")
@@ -534,7 +552,6 @@ def _checked_parts(dataset) -> dict[str, object]:
     return parts
 
 # %% ../nbs/01m_memory.ipynb #18c562a3
-@documented
 def from_dataset(
     dataset,              # pairs of image and target, or dicts, by number; or a dict of datasets by split
     image: str = "image",  # the key of the image, where rows are dicts
@@ -550,7 +567,19 @@ def from_dataset(
 
     Images and targets are as for `from_arrays`, one by one. CourseError, with the row and the cause, for what
     is refused there, for a row of another form, for an unknown name of a split, and for a dataset that gives
-    another image each time, as one with random transforms does."""
+    another image each time, as one with random transforms does.
+
+    Arguments:
+        dataset: pairs of image and target, or dicts, by number; or a dict of datasets by split
+        image: the key of the image, where rows are dicts
+        label: the key of the target, where rows are dicts
+        classes: names in the order of their numbers; None: the dataset's, or those that occur
+        seed: of the splits that are made
+        valid: share of the validation split, if it is made, 0..1
+        test: share of the test split, if it is made, 0..1
+        group: [N], what each image belongs to (a patient, a video): a group stays in one split
+        rare: 'keep': a class may miss a split
+    """
     parts = _checked_parts(dataset)
     known = [_class_names(part, label) for part in parts.values()]
     if classes is None and any(_native(names) != _native(known[0]) for names in known):
@@ -614,7 +643,6 @@ def _from_files(
     return _divided(_surveyed(items, targets, places, classes, files, findings), read, "dataframe", **how)
 
 # %% ../nbs/01m_memory.ipynb #a43e22c9
-@documented
 def from_dataframe(
     frame,                # a pandas DataFrame, or a dict of lists
     image: str = "file",  # the column of images: paths, PIL images, arrays or bytes of image files
@@ -631,7 +659,21 @@ def from_dataframe(
     """The splits of a table with an image and a target in each row. Files are read when they are asked for.
 
     Targets are as for `from_arrays`. CourseError, with the row (from 0), the value and the cause, for what is
-    refused there, for a column that is not there, a file that cannot be read, or one that is in two rows."""
+    refused there, for a column that is not there, a file that cannot be read, or one that is in two rows.
+
+    Arguments:
+        frame: a pandas DataFrame, or a dict of lists
+        image: the column of images: paths, PIL images, arrays or bytes of image files
+        label: the column of targets; or a list of columns of 0 and 1, one for each class
+        split: the column that says 'train', 'valid' or 'test'; None: made by content
+        group: the column that says what an image belongs to: a group stays in one split
+        folder: that relative paths start from
+        classes: names in the order of their numbers; None: those that occur
+        seed: of the splits that are made
+        valid: share of the validation split, if it is made, 0..1
+        test: share of the test split, if it is made, 0..1
+        rare: 'keep': a class may miss a split
+    """
     images = _cells(frame, image)
     targets, classes = _label_cells(frame, label, classes)
     if not images: raise CourseError("there is no image: the table has no rows")

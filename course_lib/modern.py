@@ -19,7 +19,14 @@ MUON = dict(optimizer="muon", learning_rate=0.1, momentum=0.6, schedule="linear"
 
 # %% ../nbs/07_modern.ipynb #8e7da677
 class PreAct(nn.Sequential):
-    "Batch normalization, ReLU, convolution: [B, in, S, S] to [B, out, S, S]."
+    """Batch normalization, ReLU, convolution: [B, in, S, S] to [B, out, S, S].
+
+    Arguments:
+        inputs: channels
+        outputs: channels
+        side: of the filter
+        groups: of channels that do not see each other
+    """
     def __init__(self,
         inputs: int,      # channels
         outputs: int,     # channels
@@ -34,7 +41,15 @@ class PreActBlock(nn.Module):
     """x + f(x) with nothing on the path of x: [B, in, S, S] to [B, out, S, S], or half of S.
 
     Full pre-activation (He et al. 2016b, figure 4e). Where the number of channels changes, x passes a 1 x 1
-    convolution; where the side is halved, f has a max pooling and x an average pooling."""
+    convolution; where the side is halved, f has a max pooling and x an average pooling.
+
+    Arguments:
+        inputs: channels
+        outputs: channels
+        halve: the side of the maps
+        separable: depthwise separable convolutions in place of full ones
+        attention: squeeze-and-excitation of f(x)
+    """
     def __init__(self,
         inputs: int,               # channels
         outputs: int,              # channels
@@ -70,7 +85,12 @@ class Whiten(nn.Conv2d):
         images: Tensor,      # [B, 3, S, S], normalized, a few hundred
         least: float = 5e-4, # added to the variances: directions with less are noise
     ) -> None:
-        "Set the filters to the eigenvectors of the patches' covariance, scaled to unit variance."
+        """Set the filters to the eigenvectors of the patches' covariance, scaled to unit variance.
+
+        Arguments:
+            images: [B, 3, S, S], normalized, a few hundred
+            least: added to the variances: directions with less are noise
+        """
         patches = F.unfold(images.float().cpu(), 2).transpose(1, 2).reshape(-1, 12)  # [n, 12]
         variances, directions = torch.linalg.eigh(torch.cov(patches.T.double()))
         filters = (directions / (variances + least).sqrt()).T.reshape(12, 3, 2, 2)
@@ -82,7 +102,11 @@ class Whiten(nn.Conv2d):
 def stem(
     outputs: int,  # channels
 ) -> nn.Sequential:
-    "The first layers, whitening, one convolution and a max pooling: [B, 3, S, S] to [B, out, S/2, S/2]."
+    """The first layers, whitening, one convolution and a max pooling: [B, 3, S, S] to [B, out, S/2, S/2].
+
+    Arguments:
+        outputs: channels
+    """
     return nn.Sequential(Whiten(), nn.GELU(), nn.Conv2d(24, outputs, 3, padding=1, bias=False),
                          nn.MaxPool2d(2, ceil_mode=True))
 
@@ -94,7 +118,12 @@ def classifier(
     inputs: int,   # channels
     classes: int,  # K
 ) -> nn.Sequential:
-    "[B, C, S, S] to logits [B, K]: the maximum over the positions, since what decides may be in one place."
+    """[B, C, S, S] to logits [B, K]: the maximum over the positions, since what decides may be in one place.
+
+    Arguments:
+        inputs: channels
+        classes: K
+    """
     return nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(),
                          nn.Linear(inputs, classes))
 
@@ -122,14 +151,25 @@ def resnet(
     size: Size = "base", # small, base or large: 32, 64 or 96 channels in the first of three stages
     blocks: int = 1,     # residual units in a stage
 ) -> nn.Module:
-    "Pre-activation residual units in three stages."
+    """Pre-activation residual units in three stages.
+
+    Arguments:
+        classes: K
+        size: small, base or large: 32, 64 or 96 channels in the first of three stages
+        blocks: residual units in a stage
+    """
     return _stages(classes, size, blocks)
 
 # %% ../nbs/07_modern.ipynb #6f3b6246
 class DenseBlock(nn.Module):
     """Layers that see the outputs of all layers before them: [B, C, S, S] to [B, C + layers * growth, S, S].
 
-    Each has a 1 x 1 convolution to 4 * growth channels, then a 3 x 3 one (Huang et al. 2017, section 3)."""
+    Each has a 1 x 1 convolution to 4 * growth channels, then a 3 x 3 one (Huang et al. 2017, section 3).
+
+    Arguments:
+        inputs: channels
+        growth: channels that each layer adds
+    """
     def __init__(self,
         inputs: int,   # channels
         layers: int,
@@ -151,7 +191,13 @@ def densenet(
     size: Size = "base", # small, base or large: 32, 64 or 96 channels after the first convolution
     layers: int = 4,     # in each of three dense blocks
 ) -> nn.Module:
-    "Dense blocks, in which every layer sees all before it, with transitions that halve side and channels."
+    """Dense blocks, in which every layer sees all before it, with transitions that halve side and channels.
+
+    Arguments:
+        classes: K
+        size: small, base or large: 32, 64 or 96 channels after the first convolution
+        layers: in each of three dense blocks
+    """
     within(1, 100, layers=layers)
     w = of_size(size, STAGE_WIDTHS)
     growth, parts, inputs = w // 2, [stem(w)], w
@@ -167,7 +213,11 @@ def densenet(
 class SqueezeExcite(nn.Module):
     """Each channel times a gate from 0 to 1 that depends on the means of all channels over the image.
 
-    [B, C, S, S] to the same shape (Hu et al. 2018, section 3)."""
+    [B, C, S, S] to the same shape (Hu et al. 2018, section 3).
+
+    Arguments:
+        ratio: channels per hidden unit
+    """
     def __init__(self,
         channels: int,
         ratio: int = 8,  # channels per hidden unit
@@ -182,7 +232,12 @@ class SqueezeExcite(nn.Module):
 
 # %% ../nbs/07_modern.ipynb #dcd781e5
 class DepthwiseSeparableConv(nn.Sequential):
-    "A 3 x 3 filter for each channel alone, then a mixture of the channels (Howard et al. 2017, section 3.1)."
+    """A 3 x 3 filter for each channel alone, then a mixture of the channels (Howard et al. 2017, section 3.1).
+
+    Arguments:
+        inputs: channels
+        outputs: channels
+    """
     def __init__(self,
         inputs: int,      # channels
         outputs: int,     # channels
@@ -196,7 +251,13 @@ def separable(
     size: Size = "base", # small, base or large: 32, 64 or 96 channels in the first of three stages
     blocks: int = 2,     # residual units in a stage
 ) -> nn.Module:
-    "Residual units of depthwise separable convolutions: few parameters, few multiplications."
+    """Residual units of depthwise separable convolutions: few parameters, few multiplications.
+
+    Arguments:
+        classes: K
+        size: small, base or large: 32, 64 or 96 channels in the first of three stages
+        blocks: residual units in a stage
+    """
     return _stages(classes, size, blocks, separable=True)
 
 # %% ../nbs/07_modern.ipynb #6fa06d19
@@ -210,7 +271,15 @@ def hybrid_attention(
 ) -> nn.Module:
     """In each stage a residual unit with attention to channels, then a dense block that keeps what it found.
 
-    About as many parameters as the resnet of the same size."""
+    About as many parameters as the resnet of the same size.
+
+    Arguments:
+        classes: K
+        size: small, base or large: 32, 64 or 96 channels in the first of three stages
+        attention: squeeze-and-excitation in the residual units
+        dense: a dense block after each unit; without it a second unit
+        early: as wide as the resnet in two stages and 5/8 in the third; without it 3/4 in each
+    """
     w = of_size(size, STAGE_WIDTHS)
     widths = (w, 2 * w, 5 * w // 2) if early else (3 * w // 4, 3 * w // 2, 3 * w)
     layers, inputs = [stem(w)], w
@@ -232,7 +301,12 @@ def orthogonal(
     """A matrix with the same singular vectors, whose larger singular values are brought to about 0.7 to 1.2.
 
     A Newton-Schulz iteration with the coefficients of Jordan et al. 2024, who take five steps where three are
-    taken here; the smallest singular values stay smaller."""
+    taken here; the smallest singular values stay smaller.
+
+    Arguments:
+        matrix: [m, n]
+        times: more reach smaller singular values, too
+    """
     x = matrix.to(torch.bfloat16 if matrix.numel() > 2**14 else matrix.dtype)
     x = x / (x.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]
@@ -247,7 +321,12 @@ class Muon(torch.optim.Optimizer):
     """Orthogonal steps for filters, at constant length of the filter bank; Adam for everything else, at a
     twentieth of the learning rate. For networks with normalization, which hardly depend on filters' lengths.
 
-    Jordan et al. 2024; the constant length is that of `airbench94_muon`."""
+    Jordan et al. 2024; the constant length is that of `airbench94_muon`.
+
+    Arguments:
+        groups: of parameters; those with filters=True are [out, in, h, w]
+        momentum: 0..1
+    """
     def __init__(self,
         groups: list[dict],  # of parameters; those with filters=True are [out, in, h, w]
         lr: float,

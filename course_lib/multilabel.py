@@ -27,7 +27,13 @@ def bce(
     targets: Tensor,  # [B, K], 0..1
     share: Tensor,    # of the training images with each class, [K], 0..1
 ) -> Tensor:
-    "Binary cross entropy (Bishop 2006, equation 4.90), the mean over images and classes."
+    """Binary cross entropy (Bishop 2006, equation 4.90), the mean over images and classes.
+
+    Arguments:
+        logits: [B, K]
+        targets: [B, K], 0..1
+        share: of the training images with each class, [K], 0..1
+    """
     return F.binary_cross_entropy_with_logits(logits, targets)
 
 
@@ -39,7 +45,11 @@ def weighted(
     most: float = 20.0,  # the largest weight
 ) -> Tensor:
     """The same, a yes weighing as much more as there are more images without the class (King and Zeng
-    2001, section 4)."""
+    2001, section 4).
+
+    Arguments:
+        most: the largest weight
+    """
     weight = ((1 - share) / share.clamp(min=1e-6)).clamp(max=most)                             # [K]
     return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight.to(logits))
 
@@ -53,7 +63,12 @@ def focal(
     alpha: float | None = None,  # weight of a yes; that of a no is 1 - alpha; None: both weigh 1
 ) -> Tensor:
     """Focal loss, -alpha_t (1 - p_t)^gamma log(p_t), the mean over images and classes (Lin et al. 2017,
-    equation 5)."""
+    equation 5).
+
+    Arguments:
+        gamma: 0: cross entropy
+        alpha: weight of a yes; that of a no is 1 - alpha; None: both weigh 1
+    """
     # [B, K], -log(p_t)
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     p = logits.sigmoid()
@@ -77,7 +92,12 @@ class MultiLabel(Classification):
         outputs: Tensor,  # logits [B, K]
         targets: Tensor,  # float [B, K], 0..1
     ) -> Tensor:
-        "The recipe's loss, or binary cross-entropy: the mean over images and classes."
+        """The recipe's loss, or binary cross-entropy: the mean over images and classes.
+
+        Arguments:
+            outputs: logits [B, K]
+            targets: float [B, K], 0..1
+        """
         smooth = self.recipe.label_smoothing
         targets = targets * (1 - smooth) + smooth / 2
         return losses[self.recipe.loss or "bce"](outputs, targets, self.class_shares)
@@ -105,7 +125,14 @@ def label_scores(
     """`map`, macro `precision`, `recall` and `f1`, `micro_f1`, `hamming_loss`, `subset_accuracy`, and
     `per_class`.
 
-    A class that no image has is not measured: its scores are None, and it is left out of the means."""
+    A class that no image has is not measured: its scores are None, and it is left out of the means.
+
+    Arguments:
+        truth: [N, K] of 0 and 1
+        probabilities: [N, K], 0..1
+        thresholds: [K], or one for all: a label is said at this probability or more
+        classes: K names
+    """
     said, truth = probabilities >= np.broadcast_to(thresholds, len(classes)), truth.astype(int)
     own = class_scores(truth, said.astype(int), classes)
     average = [
@@ -129,7 +156,15 @@ def best_thresholds(
     probabilities: np.ndarray,  # [N, K], 0..1
 ) -> np.ndarray:                # [K]
     """For each class the threshold with the highest F1 (Lipton et al. 2014, section 4); 0.5 where all
-    answers are the same."""
+    answers are the same.
+
+    Arguments:
+        truth: [N, K] of 0 and 1: of images that the model has not learnt from
+        probabilities: [N, K], 0..1
+
+    Returns:
+        [K]
+    """
     return np.array([best_threshold(t, p) for t, p in zip(truth.T, probabilities.T)])
 
 
@@ -138,7 +173,12 @@ def best_threshold(
     probabilities: np.ndarray,  # [N], 0..1
 ) -> float:
     """The same for one class. It lies in the middle between two probabilities, or between the least and 0; of
-    equally good ones it is the highest."""
+    equally good ones it is the highest.
+
+    Arguments:
+        truth: [N] of 0 and 1
+        probabilities: [N], 0..1
+    """
     if truth.min() == truth.max(): return 0.5
     order = np.argsort(-probabilities, kind="stable")
     falling = np.append(probabilities[order].astype(float), 0.0)                          # [N + 1]
@@ -154,7 +194,11 @@ def learn_multilabel(
     job: Job,  # its model is a `Transfer`
     **more,    # options of `learn_transfer`
 ) -> History:
-    "As `learn_transfer`. CourseError for data with one label per image."
+    """As `learn_transfer`. CourseError for data with one label per image.
+
+    Arguments:
+        job: its model is a `Transfer`
+    """
     if job.splits.task != MULTI:
         raise CourseError(
             f"multilabel needs several labels per image, not {job.splits.task} data: a labels.csv, or boxes "
@@ -180,7 +224,12 @@ def evaluate_labels(
     predictor,           # has `classes`, `size`, `thresholds` and `predict_proba(uint8 [B, size, size, 3])`
     dataset: Images,  # one split of a multi-label task with the same classes
 ) -> dict:
-    "What `label_scores` says at the model's own thresholds, and the time of prediction."
+    """What `label_scores` says at the model's own thresholds, and the time of prediction.
+
+    Arguments:
+        predictor: has `classes`, `size`, `thresholds` and `predict_proba(uint8 [B, size, size, 3])`
+        dataset: one split of a multi-label task with the same classes
+    """
     probabilities, seconds = predicted(predictor, dataset)
     scores = label_scores(np.array(dataset.targets), probabilities, predictor.thresholds, dataset.classes)
     return scores | dict(images=len(dataset), seconds=seconds, images_per_second=len(dataset) / seconds)
@@ -193,5 +242,11 @@ def multilabel(
     backbone: str = "mobilenet_v2",  # of torchvision's classifiers that end in a linear layer, or timm:NAME
     enlarge: int = 128,              # smaller images are enlarged to this side
 ) -> nn.Module:
-    "A published backbone that names all classes it sees, each above a threshold of its own."
+    """A published backbone that names all classes it sees, each above a threshold of its own.
+
+    Arguments:
+        classes: K
+        backbone: of torchvision's classifiers that end in a linear layer, or timm:NAME
+        enlarge: smaller images are enlarged to this side
+    """
     return transfer(classes, backbone, enlarge)

@@ -5,8 +5,8 @@ __all__ = ['LIMIT', 'SCORES', 'TRIALS', 'read', 'write', 'source', 'code_cells',
            'parameters', 'budget', 'overrides', 'finished', 'failure', 'environment', 'execute', 'end', 'Run',
            'reported', 'score', 'collect', 'run', 'require_cuda', 'band', 'outside', 'measure', 'rows', 'leaderboard',
            'as_table', 'leaderboard_figure', 'records', 'imports', 'uses', 'fingerprint', 'records_in', 'stale',
-           'blemishes', 'refresh', 'prose', 'definitions', 'glossary', 'blank', 'student', 'write_student', 'for_lab',
-           'is_plumbing', 'wrong_answers', 'with_trials', 'trials']
+           'blemishes', 'refresh', 'with_arguments', 'document', 'prose', 'definitions', 'glossary', 'blank', 'student',
+           'write_student', 'for_lab', 'is_plumbing', 'wrong_answers', 'with_trials', 'trials']
 
 # %% ../nbs/90b_notebooks.ipynb #b55e1986
 import ast
@@ -28,13 +28,18 @@ from time import perf_counter
 import psutil
 import course_lib
 import textwrap
-from .core import RESULT, CourseError, layouts, library_sources, models, progress, sources, versions
+from .core import (RESULT, CourseError, comments_in, layouts, library_sources, models, progress,
+                             sources, versions)
 
 # %% ../nbs/90b_notebooks.ipynb #255e5a6c
 def read(
     path: Path,  # an .ipynb file
 ) -> dict:
-    "The notebook as plain lists and dictionaries."
+    """The notebook as plain lists and dictionaries.
+
+    Arguments:
+        path: an .ipynb file
+    """
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
@@ -42,7 +47,12 @@ def write(
     nb: dict,    # a notebook
     path: Path,  # where to; nbdev writes the same bytes, so cleaning changes nothing
 ) -> Path:
-    "`path`, with the notebook in it."
+    """`path`, with the notebook in it.
+
+    Arguments:
+        nb: a notebook
+        path: where to; nbdev writes the same bytes, so cleaning changes nothing
+    """
     text = json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
     Path(path).write_text(text, encoding="utf-8", newline="\n")
     return Path(path)
@@ -51,14 +61,22 @@ def write(
 def source(
     cell: dict,  # one cell
 ) -> str:
-    "The cell's source as one string; files hold it as a string or as a list of lines."
+    """The cell's source as one string; files hold it as a string or as a list of lines.
+
+    Arguments:
+        cell: one cell
+    """
     return "".join(cell["source"])
 
 # %% ../nbs/90b_notebooks.ipynb #3a927f9c
 def code_cells(
     nb: dict,  # a notebook
 ) -> list[dict]:
-    "Its code cells, without those that papermill or `with_trials` add; number n here is `[n]` after Run All."
+    """Its code cells, without those that papermill or `with_trials` add; number n here is `[n]` after Run All.
+
+    Arguments:
+        nb: a notebook
+    """
     return [cell for cell in nb["cells"] if cell["cell_type"] == "code"
             and not {"injected-parameters", "trial"} & set(cell["metadata"].get("tags", []))]
 
@@ -74,7 +92,11 @@ def checkout() -> Path:
 def number_of(
     path: Path,  # of a notebook
 ) -> str:
-    "Its number: '05' of a lesson, '05b' of a workshop notebook; '' for another file."
+    """Its number: '05' of a lesson, '05b' of a workshop notebook; '' for another file.
+
+    Arguments:
+        path: of a notebook
+    """
     found = re.match(r"(\d\d[a-z]?)_", Path(path).name)
     return found[1] if found else ""
 
@@ -82,7 +104,11 @@ def number_of(
 def is_lesson(
     path: Path,  # of a notebook
 ) -> bool:
-    "Whether a notebook is a lesson: its number has no letter."
+    """Whether a notebook is a lesson: its number has no letter.
+
+    Arguments:
+        path: of a notebook
+    """
     return number_of(path).isdigit()
 
 # %% ../nbs/90b_notebooks.ipynb #56758462
@@ -91,7 +117,12 @@ def chapters(
     folder: Path | None = None,     # where the notebooks are; None for the checkout's nbs/
 ) -> list[Path]:
     """The notebooks in reading order, lessons and workshops; CourseError if `only` names one that is not
-    there."""
+    there.
+
+    Arguments:
+        only: numbers or names to choose: ['03', '04b', '05_training']; None for all
+        folder: where the notebooks are; None for the checkout's nbs/
+    """
     every = Path(folder or checkout() / "nbs").glob("[0-9][0-9]*_*.ipynb")
     found = sorted((path for path in every if number_of(path)), key=lambda path: number_of(path))
     if only is None: return found
@@ -104,7 +135,11 @@ def chapters(
 def parameters(
     nb: dict,  # a notebook
 ) -> set[str]:
-    "The names that its `parameters` cell assigns."
+    """The names that its `parameters` cell assigns.
+
+    Arguments:
+        nb: a notebook
+    """
     cells = [source(cell) for cell in nb["cells"] if "parameters" in cell["metadata"].get("tags", [])]
     targets = [
         getattr(node, "targets", [getattr(node, "target", None)]) for node in ast.parse("\n".join(cells)).body
@@ -115,7 +150,11 @@ def parameters(
 def budget(
     nb: dict,  # a notebook
 ) -> tuple[int, int]:
-    "Seconds and MB that its last code cell promises for the laptop profile; zeros if it does not say."
+    """Seconds and MB that its last code cell promises for the laptop profile; zeros if it does not say.
+
+    Arguments:
+        nb: a notebook
+    """
     found = re.search(r"^# budget: (\d+) seconds, (\d+) MB", source(code_cells(nb)[-1]), re.MULTILINE)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
@@ -124,7 +163,12 @@ def overrides(
     profile: str,                # 'cpu' (the notebooks' own defaults) or the name of a file in profiles/
     folder: Path | None = None,  # where the notebooks are; None for the checkout's nbs/
 ) -> dict[str, dict]:
-    "Parameter values by notebook; CourseError for a profile, notebook or parameter that does not exist."
+    """Parameter values by notebook; CourseError for a profile, notebook or parameter that does not exist.
+
+    Arguments:
+        profile: 'cpu' (the notebooks' own defaults) or the name of a file in profiles/
+        folder: where the notebooks are; None for the checkout's nbs/
+    """
     folder = Path(folder or checkout() / "nbs")
     if profile == "cpu": return {}
     file = folder / "profiles" / f"{profile}.json"
@@ -148,7 +192,11 @@ def finished(
     cell: dict,  # a code cell of an executed notebook
 ) -> bool:
     """True if the kernel came to its end, with or without an error; papermill's own status says so of dead
-    kernels too."""
+    kernels too.
+
+    Arguments:
+        cell: a code cell of an executed notebook
+    """
     return not source(cell).strip() or "shell.execute_reply" in cell["metadata"].get("execution", {})
 
 # %% ../nbs/90b_notebooks.ipynb #1de20e2a
@@ -157,7 +205,12 @@ def failure(
     said: str = "",  # what the process that ran it printed last, for a death without a traceback
 ) -> str:
     """Where and why it stopped, in two lines; empty if every cell ran. Cells tagged `raises-exception` may
-    fail."""
+    fail.
+
+    Arguments:
+        nb: an executed notebook
+        said: what the process that ran it printed last, for a death without a traceback
+    """
     for number, cell in enumerate(code_cells(nb), 1):
         if "raises-exception" in cell["metadata"].get("tags", []): continue
         errors = [output for output in cell["outputs"] if output["output_type"] == "error"]
@@ -179,7 +232,11 @@ def failure(
 def environment(
     jobs: int,  # notebooks that run side by side; they share the cores
 ) -> dict[str, str]:
-    "The environment of a notebook's process: quiet, offline-minded, and with its fair share of threads."
+    """The environment of a notebook's process: quiet, offline-minded, and with its fair share of threads.
+
+    Arguments:
+        jobs: notebooks that run side by side; they share the cores
+    """
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     limits = (
         dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
@@ -199,7 +256,15 @@ def execute(
     timeout: float,  # seconds until it is stopped
 ) -> str:
     """What went wrong, in a few lines; empty if it ran. A kernel that dies before its first cell gets one
-    more try."""
+    more try.
+
+    Arguments:
+        path: an .ipynb file; it is executed in place
+        cwd: the working directory of its cells
+        values: parameter values to inject
+        env: from `environment`
+        timeout: seconds until it is stopped
+    """
     command = [
         sys.executable,
         "-m",
@@ -230,7 +295,11 @@ def execute(
 def end(
     pid: int,  # a process that this one started
 ) -> None:
-    "End the process and everything it started, if any of it is still there."
+    """End the process and everything it started, if any of it is still there.
+
+    Arguments:
+        pid: a process that this one started
+    """
     try: parent = psutil.Process(pid)
     except psutil.NoSuchProcess: return
     for process in [*parent.children(recursive=True), parent]:
@@ -239,7 +308,16 @@ def end(
 # %% ../nbs/90b_notebooks.ipynb #ad9ce057
 @dataclass
 class Run:
-    "What happened to one notebook."
+    """What happened to one notebook.
+
+    Arguments:
+        name: '03_features'
+        path: its executed copy
+        seconds: from start to end, with starting Python
+        error: empty if every cell ran
+        report: results={name: number}, cost={seconds, memory_mb}; empty without a `report` cell
+        checks: exercises solved, exercises
+    """
     name: str       # '03_features'
     path: Path      # its executed copy
     seconds: float  # from start to end, with starting Python
@@ -256,7 +334,11 @@ class Run:
 def reported(
     nb: dict,  # an executed notebook
 ) -> dict:
-    "What its `report` cell stored: dict(results=..., cost=...); empty if there is none."
+    """What its `report` cell stored: dict(results=..., cost=...); empty if there is none.
+
+    Arguments:
+        nb: an executed notebook
+    """
     found = [output["data"][RESULT] for cell in code_cells(nb) for output in cell["outputs"]
              if RESULT in output.get("data", {})]
     return found[-1] if found else {}
@@ -265,7 +347,11 @@ def reported(
 def score(
     nb: dict,  # an executed notebook
 ) -> tuple[int, int]:
-    "How many of its `# check` cells passed, and how many there are."
+    """How many of its `# check` cells passed, and how many there are.
+
+    Arguments:
+        nb: an executed notebook
+    """
     checks = [cell for cell in code_cells(nb) if source(cell).startswith("# check")]
     passed = [cell for cell in checks
               if finished(cell) and not any(output["output_type"] == "error" for output in cell["outputs"])]
@@ -275,7 +361,11 @@ def score(
 def collect(
     folder: Path,  # executed notebooks
 ) -> dict[str, dict]:
-    "What every notebook there reported, by name."
+    """What every notebook there reported, by name.
+
+    Arguments:
+        folder: executed notebooks
+    """
     return {path.stem: reported(read(path)) for path in chapters(folder=folder)}
 
 # %% ../nbs/90b_notebooks.ipynb #d21424d0
@@ -292,7 +382,18 @@ def run(
     edit=None,                      # edit(notebook, path) changes each copy before it runs; None: not
     timeout: float | None = None,   # seconds for one notebook; None for the profile's limit
 ) -> list[Run]:
-    "What happened to each notebook, in reading order; prints a line for each as it finishes."
+    """What happened to each notebook, in reading order; prints a line for each as it finishes.
+
+    Arguments:
+        profile: 'cpu': the notebooks' defaults; 'smoke': quick; 'gpu': real data
+        only: numbers or names of notebooks; None for all
+        jobs: notebooks side by side; None for what suits the machine
+        out: executed copies and results.json go to OUT/PROFILE, beside nbs/
+        folder: where the notebooks are; None for the checkout's nbs/
+        values: parameters for all notebooks, on top of the profile: dict(seed=1)
+        edit: edit(notebook, path) changes each copy before it runs; None: not
+        timeout: seconds for one notebook; None for the profile's limit
+    """
     folder = Path(folder or checkout() / "nbs").resolve()
     paths, chosen = chapters(only, folder), overrides(profile, folder)
     if profile == "gpu": require_cuda()
@@ -362,7 +463,12 @@ def band(
 
     Mean +- max(4 sd, floor), by the kind of number: a count that never varies is exact; speeds and times may
     differ 10-fold between machines; `*_error`, a distance to a reference, may be up to 10 times the largest
-    seen; a score in -1..1 has the floor 0.02; anything else 2 % of its mean."""
+    seen; a score in -1..1 has the floor 0.02; anything else 2 % of its mean.
+
+    Arguments:
+        name: the result's name; its ending says what kind of number it is
+        values: what several seeds gave
+    """
     middle, sd = mean(values), stdev(values)
     if all(isinstance(value, int) for value in values) and sd == 0: lo = hi = middle
     elif re.search(r"(seconds|_ms|per_second|speedup|times|_mb)$", name):
@@ -382,7 +488,12 @@ def outside(
     results: dict[str, float],  # what a notebook reported
     bands: dict[str, dict],     # what is expected, by the same names
 ) -> list[str]:
-    "One line for each result outside its band, without a band, or missing."
+    """One line for each result outside its band, without a band, or missing.
+
+    Arguments:
+        results: what a notebook reported
+        bands: what is expected, by the same names
+    """
     lines = [
         f"{name}: {results[name]:.4g} is outside {b['lo']:.4g} .. {b['hi']:.4g}"
         for name, b in bands.items()
@@ -402,7 +513,15 @@ def measure(
     jobs: int | None = None,        # notebooks side by side; None for what suits the machine
 ) -> None:
     """Run the course with several seeds and write the bands; CourseError if a notebook fails, and nothing
-    is written."""
+    is written.
+
+    Arguments:
+        file: the baselines: {profile: {notebook: {result: band}}}; updated in place
+        profile: whose results
+        seeds: runs of each notebook, with seed = 0, 1, 2, ...
+        only: numbers or names of notebooks; None for all
+        jobs: notebooks side by side; None for what suits the machine
+    """
     seen = {}
     for seed in range(seeds):
         for run_ in run(profile, only, jobs, out=Path("build", f"seed{seed}"), values=dict(seed=seed)):
@@ -428,7 +547,11 @@ SCORES = dict(accuracy="accuracy", f1="F1", map="mAP")
 def rows(
     results: dict[str, dict],  # from `collect`
 ) -> list[dict]:
-    "The leaderboard's rows, in reading order: chapter, model, score, mean, sd, seconds."
+    """The leaderboard's rows, in reading order: chapter, model, score, mean, sd, seconds.
+
+    Arguments:
+        results: from `collect`
+    """
     found = []
     for notebook, stored in results.items():
         values = stored.get("results", {})
@@ -451,7 +574,11 @@ def rows(
 def leaderboard(
     results: dict[str, dict],  # from `collect`
 ) -> str:
-    "The leaderboard as a table that reads well in a terminal and in a README."
+    """The leaderboard as a table that reads well in a terminal and in a README.
+
+    Arguments:
+        results: from `collect`
+    """
     table = [("chapter", "model", "score", "mean ± sd", "seconds")]
     for row in rows(results):
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
@@ -464,7 +591,11 @@ def leaderboard(
 def as_table(
     lines: list[tuple],  # of texts; the first is the head
 ) -> str:
-    "Markdown, with columns of one width."
+    """Markdown, with columns of one width.
+
+    Arguments:
+        lines: of texts; the first is the head
+    """
     widths = [max(map(len, column)) for column in zip(*lines)]
     head, *rest = [
         "| " + " | ".join(f"{text:<{width}}" for text, width in zip(line, widths)) + " |" for line in lines
@@ -475,7 +606,11 @@ def as_table(
 def leaderboard_figure(
     results: dict[str, dict],  # from `collect`
 ):
-    "The leaderboard as a matplotlib figure: a bar for each model, with its deviation."
+    """The leaderboard as a matplotlib figure: a bar for each model, with its deviation.
+
+    Arguments:
+        results: from `collect`
+    """
     from matplotlib.figure import Figure
     found = rows(results)
     fig = Figure(figsize=(6, 0.8 + 0.32 * len(found)), layout="constrained")
@@ -504,7 +639,11 @@ def records(
     folder: Path,  # with files of `record_runs`; others are passed over
 ) -> str:
     """What was recorded on real images, a row for each model and its options: test scores, mean and
-    deviation over seeds. Below the table are the commands."""
+    deviation over seeds. Below the table are the commands.
+
+    Arguments:
+        folder: with files of `record_runs`; others are passed over
+    """
     table = [("run", "images", "model", "score", "mean ± sd", "seeds", "minutes")]
     commands = []
     for path in sorted(Path(folder).glob("*.json")):
@@ -543,7 +682,11 @@ def _command(
 def imports(
     code: str,  # Python source
 ) -> set[str]:
-    "The modules of the library that this code imports."
+    """The modules of the library that this code imports.
+
+    Arguments:
+        code: Python source
+    """
     nodes = list(ast.walk(ast.parse(code)))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     for node in nodes:
@@ -558,7 +701,12 @@ def uses(
     registries: tuple = (sources, models, layouts),  # whose names count
 ) -> set[str]:
     """The modules of the library that this code needs: imported, or behind a name such as 'streets?n=5',
-    'svm' or 'voc'."""
+    'svm' or 'voc'.
+
+    Arguments:
+        code: Python source
+        registries: whose names count
+    """
     strings = {
         str(node.value).partition("?")[0]
         for node in ast.walk(ast.parse(code))
@@ -573,7 +721,11 @@ def fingerprint(
     nb: dict,  # a notebook
 ) -> str:
     """The sha256 of its code, the records it reads and all course modules behind it; comments on lines of
-    their own do not count."""
+    their own do not count.
+
+    Arguments:
+        nb: a notebook
+    """
     code = "\n".join(source(cell) for cell in code_cells(nb))
     texts, waiting = {"": code, **records_in(code)}, uses(code)
     while waiting:
@@ -590,7 +742,11 @@ def records_in(
     code: str,  # Python source of a notebook
 ) -> dict[str, str]:
     """The files of recorded results that it names, 'results/NAME.json', and their texts; in an f-string
-    any name fits a part in braces."""
+    any name fits a part in braces.
+
+    Arguments:
+        code: Python source of a notebook
+    """
     named = re.findall(r"results/[\w{}.-]+?\.json", code)
     paths = {path for name in named for path in (checkout() / "nbs").glob(re.sub(r"{\w+}", "*", name))}
     return {path.name: path.read_text(encoding="utf-8") for path in paths}
@@ -599,7 +755,11 @@ def records_in(
 def stale(
     nb: dict,  # a notebook with outputs
 ) -> bool:
-    "True if its outputs were made by other code than the code that is there now."
+    """True if its outputs were made by other code than the code that is there now.
+
+    Arguments:
+        nb: a notebook with outputs
+    """
     return nb["metadata"].get("course", {}).get("sources") != fingerprint(nb)
 
 # %% ../nbs/90b_notebooks.ipynb #a403bc4b
@@ -621,7 +781,11 @@ def blemishes(
     nb: dict,  # an executed notebook
 ) -> list[str]:
     """One line for each output that should not be published: errors, stderr, private paths, figures
-    without words or hard to read."""
+    without words or hard to read.
+
+    Arguments:
+        nb: an executed notebook
+    """
     lines = []
     for number, cell in enumerate(code_cells(nb), 1):
         for output in cell["outputs"]:
@@ -641,21 +805,26 @@ def refresh(
     only: list[str] | None = None,  # numbers or names of notebooks; None for all
     jobs: int | None = None,        # notebooks side by side; None for what suits the machine
 ) -> list[Run]:
-    """Run the laptop profile, store its outputs in nbs/, redraw the leaderboard; CourseError if one is not
-    fit for it."""
+    """Run the laptop profile, store its outputs in nbs/, redraw the leaderboard. CourseError, after the others
+    are stored, if a notebook is not fit for it.
+
+    Arguments:
+        only: numbers or names of notebooks; None for all
+        jobs: notebooks side by side; None for what suits the machine
+    """
     originals = {path.stem: read(path) for path in chapters(only)}
     runs = run("cpu", only, jobs)
+    unfit = {done.name: [done.error] if done.error else blemishes(read(done.path)) for done in runs}
     for done in runs:
-        if done.error: raise CourseError(f"{done.name} fails, see above: nothing was stored")
-        if found := blemishes(read(done.path)):
-            raise CourseError(f"{done.name}, {found[0]}: nothing was stored")
-    for done in runs:
+        if unfit[done.name]: continue
         nb = originals[done.name]
         for cell, ran in zip(code_cells(nb), code_cells(read(done.path))): cell["outputs"] = ran["outputs"]
         nb["metadata"]["course"] = dict(sources=fingerprint(nb))
         write(nb, checkout() / "nbs" / f"{done.name}.ipynb")
     clean = "from nbdev.clean import nbdev_clean; nbdev_clean()"
     subprocess.run([sys.executable, "-c", clean], cwd=checkout(), check=True)
+    why = [f"{name}: {found[0]}" for name, found in unfit.items() if found]
+    if why: raise CourseError("\n".join(["not stored, and no table was made anew:", *why]))
     _publish(collect(checkout() / "nbs"))
     return runs
 
@@ -689,18 +858,85 @@ def _publish_figures(path):
             if found:
                 (checkout() / "figures" / f"{path.stem}.{ending}").write_bytes(base64.b64decode(found[0]))
 
+# %% ../nbs/90b_notebooks.ipynb #e1a0c0d2
+def with_arguments(
+    code: str,  # of a module
+) -> str:
+    """The same code, in which docstrings also say what the comments behind arguments and results say.
+
+    Arguments:
+        code: of a module
+    """
+    lines = code.splitlines(keepends=True)
+    for node in _described(ast.parse(code)):
+        signature, doc = _signature(node, lines), node.body[0]
+        comments, result = comments_in(signature), re.search(r"^\s*\)\s*->.*?#\s*(.+)$", signature, re.M)
+        said = ["Arguments:", *(f"    {name}: {text}" for name, text in comments.items())] if comments else []
+        if result: said += [*([""] if said else []), "Returns:", f"    {result[1]}"]
+        if said: lines[doc.lineno - 1:doc.end_lineno] = [_extended(lines[doc.lineno - 1:doc.end_lineno], said)]
+    return "".join(lines)
+
+
+def _described(tree: ast.Module) -> list:
+    "Public functions, classes and methods that have a docstring; the last comes first."
+    tops = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    methods = [part for node in tops if isinstance(node, ast.ClassDef)
+               for part in node.body if isinstance(part, ast.FunctionDef)]
+    public = [node for node in tops + methods if node.name[0] != "_" and ast.get_docstring(node)]
+    return sorted(public, key=lambda node: -node.lineno)
+
+# %% ../nbs/90b_notebooks.ipynb #e1a0c0d3
+def _signature(node, lines: list[str]) -> str:
+    "The lines with the arguments; of a class those of its `__init__`, or else its fields."
+    if isinstance(node, ast.FunctionDef): return "".join(lines[node.lineno - 1:node.body[0].lineno - 1])
+    for part in node.body:
+        if isinstance(part, ast.FunctionDef) and part.name == "__init__": return _signature(part, lines)
+    fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
+    return "".join(line for part in fields for line in lines[part.lineno - 1:part.end_lineno])
+
+
+def _extended(docstring: list[str], said: list[str]) -> str:
+    "The lines of a docstring with more in its end."
+    text = "".join(docstring)
+    indent = text[:len(text) - len(text.lstrip())]
+    raw, quotes, about = re.fullmatch(r'\s*(r?)("""|")(.*)\2\s*', text, re.S).groups()
+    more = [indent + line if line else "" for line in said]
+    if not raw: more = [line.replace("\\", "\\\\") for line in more]
+    return "\n".join([f'{indent}{raw}"""{about.rstrip()}', "", *more, f'{indent}"""\n'])
+
+
+def document(
+    folder: Path | None = None,  # a repository; None for this one
+) -> None:
+    """The step after nbdev's export: rewrite the modules of `course_lib/` with complete docstrings.
+
+    Arguments:
+        folder: a repository; None for this one
+    """
+    for path in ((folder or checkout()) / "course_lib").glob("[!_]*.py"):
+        code = path.read_text(encoding="utf-8")
+        path.write_text(with_arguments(code), encoding="utf-8", newline="\n")
+
 # %% ../nbs/90b_notebooks.ipynb #90b0b002
 def prose(
     nb: dict,  # a notebook
 ) -> list[str]:
-    "The texts of its markdown cells."
+    """The texts of its markdown cells.
+
+    Arguments:
+        nb: a notebook
+    """
     return [source(cell) for cell in nb["cells"] if cell["cell_type"] == "markdown"]
 
 
 def definitions(
     nb: dict,  # a notebook
 ) -> dict[str, str]:
-    "What it defines: for each `<dfn id=...>term</dfn>` of its prose the sentence around it, by the id."
+    """What it defines: for each `<dfn id=...>term</dfn>` of its prose the sentence around it, by the id.
+
+    Arguments:
+        nb: a notebook
+    """
     found = {}
     for text in prose(nb):
         for paragraph in text.split("\n\n"):
@@ -737,7 +973,11 @@ _SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION\n.*?### END SOLUTION[ \t]*$
 def blank(
     code: str,  # of an exercise's cell
 ) -> str:
-    "The scaffold alone: what stands between the markers is for the learner to write."
+    """The scaffold alone: what stands between the markers is for the learner to write.
+
+    Arguments:
+        code: of an exercise's cell
+    """
     return _SOLUTION.sub(
         lambda match: match[1] + ("raise NotImplementedError('your turn')" if match[1] else "# your turn"),
         code,
@@ -748,7 +988,11 @@ def student(
     nb: dict,  # a notebook
 ) -> dict:
     """The notebook with scaffolds in place of solutions and without outputs; exercises may fail there
-    without stopping the rest."""
+    without stopping the rest.
+
+    Arguments:
+        nb: a notebook
+    """
     nb = json.loads(json.dumps(nb))
     for cell in code_cells(nb):
         code = source(cell)
@@ -762,7 +1006,14 @@ def write_student(
     out: Path,  # a folder; what is in it already stays as it is
 ) -> tuple[list[Path], list[Path]]:  # the notebooks that were written, and those that were there
     """The course to work in: lessons with scaffolds, the workshop notebooks as they are, and the records
-    that both read."""
+    that both read.
+
+    Arguments:
+        out: a folder; what is in it already stays as it is
+
+    Returns:
+        the notebooks that were written, and those that were there
+    """
     out = Path(out).expanduser().resolve()
     if out == (checkout() / "nbs").resolve():
         raise CourseError(f"'{out}' holds the course itself: choose another folder")
@@ -779,7 +1030,11 @@ def write_student(
 def for_lab(
     nb: dict,  # a notebook
 ) -> dict:
-    "A copy as JupyterLab would store it, with its plumbing folded."
+    """A copy as JupyterLab would store it, with its plumbing folded.
+
+    Arguments:
+        nb: a notebook
+    """
     nb = json.loads(json.dumps(nb))
     kernel = dict(display_name="Python 3 (ipykernel)", language="python", name="python3")
     nb["metadata"]["kernelspec"] = kernel
@@ -796,7 +1051,11 @@ def for_lab(
 def is_plumbing(
     code: str,  # of a cell
 ) -> bool:
-    "Whether it only names a module for nbdev, or only imports for the library."
+    """Whether it only names a module for nbdev, or only imports for the library.
+
+    Arguments:
+        code: of a cell
+    """
     if code.startswith("#| default_exp"): return True
     if not code.startswith("#| export"): return False
     return all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(code).body)
@@ -806,7 +1065,14 @@ def is_plumbing(
 def wrong_answers(
     file: Path,  # of blocks `# %% exercise: why it is wrong`, each with a cell's code
 ) -> dict[str, list[tuple[str, str]]]:  # exercise -> (why, code)
-    "The wrong answers that an exercise's check must refuse; none where there is no file."
+    """The wrong answers that an exercise's check must refuse; none where there is no file.
+
+    Arguments:
+        file: of blocks `# %% exercise: why it is wrong`, each with a cell's code
+
+    Returns:
+        exercise -> (why, code)
+    """
     if not Path(file).is_file(): return {}
     found = {}
     blocks = re.compile(r"^# %% (.+?)\n(.*?)(?=^# %% |\Z)", re.S | re.M)
@@ -821,7 +1087,12 @@ def with_trials(
     answers: dict,   # of `wrong_answers`
 ) -> dict:
     """A copy that, after each check, tries the check again, then on each wrong answer and on the blank
-    scaffold, and says what passed."""
+    scaffold, and says what passed.
+
+    Arguments:
+        nb: a notebook
+        answers: of `wrong_answers`
+    """
     nb, cells, scaffolds = json.loads(json.dumps(nb)), [], {}
     for cell in nb["cells"]:
         cells.append(cell)
@@ -862,7 +1133,11 @@ display({{"{mime}": dict(exercise={name!r}, passed=passed), "text/plain": ""}}, 
 def trials(
     nb: dict,  # an executed notebook of `with_trials`
 ) -> dict[str, dict[str, bool]]:
-    "For each exercise whether its check passed again, on each wrong answer, and on the blank scaffold."
+    """For each exercise whether its check passed again, on each wrong answer, and on the blank scaffold.
+
+    Arguments:
+        nb: an executed notebook of `with_trials`
+    """
     shown = [
         output["data"][TRIALS]
         for cell in nb["cells"]

@@ -17,7 +17,14 @@ from .training import augmentations, losses, optimizers, schedules
 # %% ../nbs/05d_options.ipynb #9f1f040a
 @dataclass(frozen=True)
 class Idle:
-    "Options that do nothing while others have certain values."
+    """Options that do nothing while others have certain values.
+
+    Arguments:
+        names: of the options
+        when: when(values): whether they do nothing; of all options, and the `task`
+        why: "with optimizer=adamw: ...", and what works instead
+        but: values that are accepted all the same, as they ask for what happens
+    """
     names: tuple[str, ...]        # of the options
     when: Callable[[dict], bool]  # when(values): whether they do nothing; of all options, and the `task`
     why: str                      # "with optimizer=adamw: ...", and what works instead
@@ -29,7 +36,12 @@ def refuse_idle(
     asked: dict[str, Any],   # the options that somebody asked for, with their values
     values: dict[str, Any],  # the values of all options, and the `task` of the data
 ) -> None:
-    "CourseError for the first option that was asked for and does nothing."
+    """CourseError for the first option that was asked for and does nothing.
+
+    Arguments:
+        asked: the options that somebody asked for, with their values
+        values: the values of all options, and the `task` of the data
+    """
     for rule in rules:
         for name in rule.names:
             if name in asked and asked[name] not in rule.but and rule.when(values):
@@ -93,7 +105,11 @@ NAMED = dict(  # fields of a recipe -> what they are the names of
 def choices(
     annotation,  # of an argument
 ) -> list:
-    "The values that an argument can have; [] if there is no list of them."
+    """The values that an argument can have; [] if there is no list of them.
+
+    Arguments:
+        annotation: of an argument
+    """
     if get_origin(annotation) is Literal: return list(get_args(annotation))
     registries = [one for one in getattr(annotation, "__metadata__", ()) if isinstance(one, Registry)]
     return registries[0].names() if registries else []
@@ -102,5 +118,9 @@ def choices(
 def several(
     annotation,  # of an argument
 ) -> bool:
-    "Whether several of the values can be given, joined by commas."
+    """Whether several of the values can be given, joined by commas.
+
+    Arguments:
+        annotation: of an argument
+    """
     return "several" in getattr(annotation, "__metadata__", ())

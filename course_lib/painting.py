@@ -23,7 +23,11 @@ _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio: steps of this
 def mix(
     word: int,  # 64 bits
 ) -> int:
-    "64 bits, scrambled: the finalizer of SplitMix64 (Steele, Lea and Flood 2014, section 4)."
+    """64 bits, scrambled: the finalizer of SplitMix64 (Steele, Lea and Flood 2014, section 4).
+
+    Arguments:
+        word: 64 bits
+    """
     word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _MASK
     return word ^ (word >> 31)
@@ -71,7 +75,11 @@ class Rng:
     def chance(self,
         p: float,  # 0..1
     ) -> bool:
-        "True with probability `p`."
+        """True with probability `p`.
+
+        Arguments:
+            p: 0..1
+        """
         return self.uniform() < p
 
     def colour_near(self,
@@ -79,7 +87,13 @@ class Rng:
         spread: int = 18,  # how much lighter or darker at most, all channels alike
         tint: int = 7,     # how far each channel may stray by itself
     ) -> tuple:
-        "Three levels, 0..255, close to a colour: lighter or darker, slightly tinted."
+        """Three levels, 0..255, close to a colour: lighter or darker, slightly tinted.
+
+        Arguments:
+            colour: three levels, 0..255
+            spread: how much lighter or darker at most, all channels alike
+            tint: how far each channel may stray by itself
+        """
         bits = self.word()
         shift = bits % (2 * spread + 1) - spread - tint
         tints = [(bits >> start) % (2 * tint + 1) for start in (20, 30, 40)]
@@ -88,7 +102,14 @@ class Rng:
 # %% ../nbs/02b_painting.ipynb #a8e40a68
 @dataclass
 class Camera:
-    "A pinhole above the origin, turned by `yaw` away from the direction of the street."
+    """A pinhole above the origin, turned by `yaw` away from the direction of the street.
+
+    Arguments:
+        yaw: radians; 0 looks along the street, pi/2 across it to the right
+        height: of the eye above the ground, in metres
+        horizon: how far below the upper edge, in image sides
+        focal: focal length in image sides; 1 sees 53 degrees
+    """
     yaw: float      # radians; 0 looks along the street, pi/2 across it to the right
     height: float   # of the eye above the ground, in metres
     horizon: float  # how far below the upper edge, in image sides
@@ -103,7 +124,13 @@ class Camera:
         y: np.ndarray | float,  # [P] metres above the ground
         z: np.ndarray,          # [P] metres along the street
     ) -> np.ndarray:
-        "World to camera: [3, P] metres to the right of, above and ahead of the eye."
+        """World to camera: [3, P] metres to the right of, above and ahead of the eye.
+
+        Arguments:
+            x: [P] metres to the right of the street's direction
+            y: [P] metres above the ground
+            z: [P] metres along the street
+        """
         seen = np.empty((3, np.size(x)))
         seen[0] = x * self.cos - z * self.sin
         seen[1] = y - self.height
@@ -113,7 +140,11 @@ class Camera:
     def project(self,
         seen: np.ndarray,  # [3, P] from `to_camera`, ahead of the eye: see `clip`
     ) -> np.ndarray:
-        "Camera to image: [2, P] across and down, in image sides."
+        """Camera to image: [2, P] across and down, in image sides.
+
+        Arguments:
+            seen: [3, P] from `to_camera`, ahead of the eye: see `clip`
+        """
         scale = self.focal / np.maximum(seen[2], .05)  # nothing is nearer than 5 cm
         image = np.empty((2, seen.shape[1]))
         image[0] = .5 + scale * seen[0]
@@ -137,7 +168,12 @@ def clip(
     polygon: np.ndarray,  # [3, P] corners, as from `Camera.to_camera`
     near: float = .3,     # metres ahead of the eye
 ) -> np.ndarray:
-    "[3, Q]: the part of a polygon that lies ahead; Q may be 0 (Sutherland and Hodgman 1974)."
+    """[3, Q]: the part of a polygon that lies ahead; Q may be 0 (Sutherland and Hodgman 1974).
+
+    Arguments:
+        polygon: [3, P] corners, as from `Camera.to_camera`
+        near: metres ahead of the eye
+    """
     if polygon[2].min() >= near: return polygon
     kept = []
     corners = polygon.T
@@ -150,7 +186,12 @@ def clip(
 # %% ../nbs/02b_painting.ipynb #a81f0753
 @dataclass
 class Hull:
-    "A body: an outline seen from the side, extruded to the width of the vehicle."
+    """A body: an outline seen from the side, extruded to the width of the vehicle.
+
+    Arguments:
+        outline: corners: the name of the face that starts there or "", x, y
+        panes: on both sides: material, [(x, y), ...]
+    """
     material: str
     outline: list[tuple[str, float, float]]  # corners: the name of the face that starts there or "", x, y
     panes: list[tuple[str, list]] = field(default_factory=list)  # on both sides: material, [(x, y), ...]
@@ -158,7 +199,17 @@ class Hull:
 
 @dataclass
 class Drawing:
-    "What a drawing says, as numbers in metres: x forward, y up, z to the side."
+    """What a drawing says, as numbers in metres: x forward, y up, z to the side.
+
+    Arguments:
+        kind: its class; 'other' for what is no vehicle; 'part' for what only other drawings use
+        width: of its hulls
+        belt: height above which the hulls narrow
+        top: share of the width that is left at the top
+        hulls: later ones may lie on earlier ones
+        wheels: pairs: x, radius
+        lines: material, width, [(x, y, z), ...]
+    """
     kind: str     # its class; 'other' for what is no vehicle; 'part' for what only other drawings use
     width: float  # of its hulls
     belt: float   # height above which the hulls narrow
@@ -171,7 +222,11 @@ class Drawing:
 def read_drawings(
     text: str,  # headings, and below each, indented, the parts of a drawing
 ) -> dict[str, Drawing]:
-    "The drawings of a text by name."
+    """The drawings of a text by name.
+
+    Arguments:
+        text: headings, and below each, indented, the parts of a drawing
+    """
     drawings: dict[str, Drawing] = {}
     name = ""
     for line in filter(str.strip, text.replace(",\n", ",").splitlines()):
@@ -473,7 +528,11 @@ GLOWS = {"lamp": (255, 240, 200), "tail": (255, 50, 30), "bulb": (255, 214, 150)
 
 
 class Palette(dict):
-    "Material -> colour of one thing, drawn from the thing's key when it is first asked for."
+    """Material -> colour of one thing, drawn from the thing's key when it is first asked for.
+
+    Arguments:
+        key: of the thing
+    """
 
     def __init__(self,
         key: int,  # of the thing
@@ -492,7 +551,15 @@ class Palette(dict):
 # %% ../nbs/02b_painting.ipynb #57b5dcb7
 @dataclass
 class Part:
-    "A polygon or a stroke of a shape."
+    """A polygon or a stroke of a shape.
+
+    Arguments:
+        rank: when to paint it; see `Shape`
+        width: of a stroke in metres; 0 for a polygon
+        normal: of unit length, pointing outwards
+        decal: it lies on another part, which paints it
+        decals: indices of the parts that lie on it
+    """
     material: str
     rank: int                  # when to paint it; see `Shape`
     width: float               # of a stroke in metres; 0 for a polygon
@@ -586,13 +653,27 @@ class Shape:
 def shape(
     name: str,  # of one of DRAWINGS
 ) -> Shape:
-    "The `Shape` of a drawing, made once."
+    """The `Shape` of a drawing, made once.
+
+    Arguments:
+        name: of one of DRAWINGS
+    """
     return Shape(DRAWINGS[name])
 
 # %% ../nbs/02b_painting.ipynb #6f6837b8
 @dataclass
 class Thing:
-    "Something that stands in the street."
+    """Something that stands in the street.
+
+    Arguments:
+        drawing: a name of DRAWINGS, or 'tree'
+        x: metres to the right of the street's direction
+        z: metres along the street
+        heading: radians; 0 looks along the street
+        scale: by how much its length, height and width are multiplied
+        key: 64 bits that its colours and leaves follow from
+        name: its class; empty for what is no vehicle
+    """
     drawing: str    # a name of DRAWINGS, or 'tree'
     x: float        # metres to the right of the street's direction
     z: float        # metres along the street
@@ -617,7 +698,13 @@ def random_thing(
     heading: float | None = None,  # radians; None for any direction
     name: str = "",                # its class, if it is a vehicle
 ) -> Thing:
-    "A thing with colours of its own; each of its three extents is up to 12 % off that of its drawing."
+    """A thing with colours of its own; each of its three extents is up to 12 % off that of its drawing.
+
+    Arguments:
+        drawing: a name of DRAWINGS, or 'tree'
+        heading: radians; None for any direction
+        name: its class, if it is a vehicle
+    """
     key = rng.word()
     if heading is None: heading = rng.uniform(-3.2, 3.2)
     scale = tuple(rng.uniform(.88, 1.12) for _ in range(3))
@@ -626,7 +713,17 @@ def random_thing(
 # %% ../nbs/02b_painting.ipynb #d08a1fd5
 @dataclass(frozen=True)
 class Condition:
-    "The light of a scene."
+    """The light of a scene.
+
+    Arguments:
+        skies: (colour at the top, colour at the horizon); each scene takes one
+        light: what colours are multiplied by, per channel
+        haze: metres after which a quarter of a thing's own colour is left
+        sun: its strength: how much lighter a wall that faces it is; above .2, things cast shadows
+        lamps: 0: off; 1: all on
+        glow: strength of the halos around lamps, 0..255
+        grain: noise of the sensor, against that of a clear day
+    """
     skies: list   # (colour at the top, colour at the horizon); each scene takes one
     light: tuple  # what colours are multiplied by, per channel
     haze: float   # metres after which a quarter of a thing's own colour is left
@@ -654,7 +751,13 @@ CONDITIONS = {
 
 # %% ../nbs/02b_painting.ipynb #bdf911aa
 class Canvas:
-    "Samples of an image and who owns each: uint8 [S, S, 4] in `px`, S = `step` times the image's side."
+    """Samples of an image and who owns each: uint8 [S, S, 4] in `px`, S = `step` times the image's side.
+
+    Arguments:
+        size: the image's side in pixels
+        sky: colours at the top and at the horizon
+        sun: direction towards the sun, as long as the sun is strong
+    """
 
     def __init__(self,
         size: int,             # the image's side in pixels
@@ -678,7 +781,13 @@ class Canvas:
         depth: float = 0.,  # metres ahead of the eye
         shade: float = 1.,  # how bright a surface is, by its direction
     ) -> tuple:
-        "The colour in this light and haze, with the owner as fourth value."
+        """The colour in this light and haze, with the owner as fourth value.
+
+        Arguments:
+            colour: three levels, 0..255
+            depth: metres ahead of the eye
+            shade: how bright a surface is, by its direction
+        """
         keep = self.condition.haze / (self.condition.haze + max(depth, 0.))
         keep *= keep
         lit = keep * shade
@@ -690,7 +799,11 @@ class Canvas:
     def fixed_point(self,
         seen: np.ndarray,  # [3, P] from `Camera.to_camera`
     ) -> np.ndarray:
-        "Where points fall on the canvas, int32 [P, 2], in 1/16 of a sample: what OpenCV takes with shift=4."
+        """Where points fall on the canvas, int32 [P, 2], in 1/16 of a sample: what OpenCV takes with shift=4.
+
+        Arguments:
+            seen: [3, P] from `Camera.to_camera`
+        """
         return np.rint(self.camera.project(seen) * (16 * self.size)).astype(np.int32).T
 
 # %% ../nbs/02b_painting.ipynb #d5b9fe77
@@ -701,7 +814,12 @@ def paint_polygon(
     shade: float = 1.,
     depth: float | None = None,  # metres, for the haze; None for the polygon's own
 ) -> float | None:
-    "Paint one polygon of the scene, clipped. Its depth in metres, or None when it is out of sight."
+    """Paint one polygon of the scene, clipped. Its depth in metres, or None when it is out of sight.
+
+    Arguments:
+        corners: [P, 3] in metres: right, up, along the street
+        depth: metres, for the haze; None for the polygon's own
+    """
     seen = clip(canvas.camera.to_camera(*np.array(corners, float).T))
     if seen.shape[1] < 3: return None
     uv = canvas.fixed_point(seen)
@@ -718,7 +836,12 @@ def paint_quads(
     shade: float = 1.,
     depth: float | None = None,  # metres, for the haze; None for their mean
 ) -> None:
-    "Paint many small quadrilaterals of one colour in one call; those that reach behind the eye are left out."
+    """Paint many small quadrilaterals of one colour in one call; those that reach behind the eye are left out.
+
+    Arguments:
+        quads: [N, 4, 3] in metres
+        depth: metres, for the haze; None for their mean
+    """
     if not len(quads): return
     seen = canvas.camera.to_camera(*np.asarray(quads, float).reshape(-1, 3).T)
     uv = canvas.fixed_point(seen).reshape(-1, 4, 2)
@@ -735,7 +858,12 @@ def paint_shadow(
     z: np.ndarray,
     keep: float,    # share of the light that is left, 0..1
 ) -> None:
-    "Darken a polygon on the ground; who owns its samples does not change."
+    """Darken a polygon on the ground; who owns its samples does not change.
+
+    Arguments:
+        x: [P] corners on the ground, in metres
+        keep: share of the light that is left, 0..1
+    """
     seen = canvas.camera.to_camera(x, 0., z)
     if seen[2].min() < .5: return
     uv = canvas.fixed_point(seen) >> 4
@@ -759,7 +887,12 @@ def paint_thing(
     thing: Thing,      # any but a tree
     keep: float = .6,  # share of the light that its shadow leaves
 ) -> tuple[float, float, float, float] | None:
-    "Paint a thing. Left, top, right, bottom of its outline in samples, or None if it is behind us."
+    """Paint a thing. Left, top, right, bottom of its outline in samples, or None if it is behind us.
+
+    Arguments:
+        thing: any but a tree
+        keep: share of the light that its shadow leaves
+    """
     solid = shape(thing.drawing)
     focal = canvas.camera.focal * canvas.size
     seen = _placed(canvas.camera, solid, thing)
@@ -841,7 +974,11 @@ def develop(
     rng: Rng,
     rain: bool = False,
 ) -> np.ndarray:  # uint8 [size, size, 3]
-    "The image of a painted canvas."
+    """The image of a painted canvas.
+
+    Returns:
+        uint8 [size, size, 3]
+    """
     samples = _rained_on(canvas.px, rng) if rain else canvas.px
     while len(samples) * canvas.step > canvas.size:
         half = len(samples) // 2

@@ -21,7 +21,13 @@ def random_patches(
     side: int,           # of a patch, in pixels
     rng: np.random.Generator,
 ) -> torch.Tensor:
-    "Patches from random places of random images, float32 [count, 3, side, side], 0 to 255."
+    """Patches from random places of random images, float32 [count, 3, side, side], 0 to 255.
+
+    Arguments:
+        images: uint8 [N, S, S, 3]
+        count: how many to cut out
+        side: of a patch, in pixels
+    """
     n, height, width, _ = images.shape
     i = np.sort(rng.integers(n, size=count))[:, None, None]
     top = rng.integers(height - side + 1, size=count)
@@ -34,7 +40,11 @@ def random_patches(
 def contrast_normalized(
     patches: torch.Tensor,  # float32 [P, 3, side, side], 0 to 255
 ) -> torch.Tensor:
-    "Patches with mean 0 and variance about 1, flat: [P, 3*side*side]."
+    """Patches with mean 0 and variance about 1, flat: [P, 3*side*side].
+
+    Arguments:
+        patches: float32 [P, 3, side, side], 0 to 255
+    """
     flat = patches.flatten(1) - patches.flatten(1).mean(1, keepdim=True)
     return flat / (flat.var(1, keepdim=True, unbiased=False) + 10).sqrt()
 
@@ -43,7 +53,12 @@ def whitening(
     flat: torch.Tensor,  # [P, D], as from `contrast_normalized`
     keep: int,           # principal components
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    "Matrix [D, keep], offset [keep]: `flat @ matrix + offset` has mean 0 and about the unit covariance."
+    """Matrix [D, keep], offset [keep]: `flat @ matrix + offset` has mean 0 and about the unit covariance.
+
+    Arguments:
+        flat: [P, D], as from `contrast_normalized`
+        keep: principal components
+    """
     values, vectors = torch.linalg.eigh(torch.cov(flat.T).double())         # ascending
     values, vectors = values[-keep:].float(), vectors[:, -keep:].float()
     matrix = vectors * (values.clamp(min=0) + 0.3).rsqrt()                  # [D, keep]
@@ -55,7 +70,13 @@ def whitened(
     filters: torch.Tensor,  # [keep, 3, side, side], each with mean 0
     offset: torch.Tensor,   # [keep]
 ) -> torch.Tensor:
-    "Every patch, contrast-normalised, whitened and of about unit length: [B, keep, H-side+1, W-side+1]."
+    """Every patch, contrast-normalised, whitened and of about unit length: [B, keep, H-side+1, W-side+1].
+
+    Arguments:
+        x: images, float32 [B, 3, H, W], 0 to 255
+        filters: [keep, 3, side, side], each with mean 0
+        offset: [keep]
+    """
     side = filters.shape[-1]
     x = x - 128  # small numbers have more exact squares
     mean = F.avg_pool2d(x.mean(1, keepdim=True), side, 1)
@@ -71,7 +92,14 @@ def parts_like_atoms(
     threshold: float,     # similarities below are noise
     grid: int,            # the image is cut into grid x grid parts
 ) -> torch.Tensor:
-    "How much of each atom, and of its negative, is in each part of the images or mirrored; [B, A*grid*grid]."
+    """How much of each atom, and of its negative, is in each part of the images or mirrored; [B, A*grid*grid].
+
+    Arguments:
+        w: whitened patches of images, [B, keep, L, L]
+        atoms: [keep, A], in a type that is multiplied fast; the second half mirrors the first
+        threshold: similarities below are noise
+        grid: the image is cut into grid x grid parts
+    """
     z = w.permute(0, 2, 3, 1).to(atoms.dtype) @ atoms                       # [B, L, L, A] similarities
     z = F.softshrink(z, threshold).permute(0, 3, 1, 2)                      # [B, A, L, L]
     both = F.adaptive_avg_pool2d(z, grid).float()                           # [B, A, grid, grid]
@@ -87,7 +115,16 @@ class PatchDictionary(TransformerMixin, BaseEstimator):
     After Coates, Ng and Lee (2011): contrast-normalised, whitened patches are compared with a dictionary, at
     unit length (Thiry et al. 2021), soft-thresholded with both signs (Coates and Ng 2011) and averaged over a
     grid; of the averages the root is taken (Arandjelovic and Zisserman 2012). The mirror image of each atom
-    is in the dictionary too, and what both find at mirrored places is added up: mirroring changes nothing."""
+    is in the dictionary too, and what both find at mirrored places is added up: mirroring changes nothing.
+
+    Arguments:
+        atoms: patches in the dictionary, mirror images included; even
+        side: of a patch, in pixels
+        keep: principal components of a patch that are kept
+        grid: the image is cut into grid x grid parts
+        threshold: similarities below are noise, 0..1
+        seed: which patches
+    """
     def __init__(self,
         atoms: int = 800,        # patches in the dictionary, mirror images included; even
         side: int = 6,           # of a patch, in pixels
@@ -105,7 +142,12 @@ class PatchDictionary(TransformerMixin, BaseEstimator):
     ) -> "PatchDictionary":
         """Learns the whitening from 50,000 patches and their mirror images; others become the dictionary.
 
-        CourseError if the images are too small."""
+        CourseError if the images are too small.
+
+        Arguments:
+            images: uint8 [N, S, S, 3]
+            y: ignored
+        """
         if min(images.shape[1:3]) < self.side + self.grid:
             raise CourseError(f"images of {images.shape[1]}x{images.shape[2]} pixels are too small for "
                               f"patches of {self.side}: use a larger size")
@@ -131,7 +173,11 @@ class PatchDictionary(TransformerMixin, BaseEstimator):
     def transform(self,
         images: np.ndarray,  # uint8 [N, S, S, 3]; may be memory-mapped
     ) -> np.ndarray:
-        "Features, float32 [N, atoms * grid * grid]. CourseError for images of another size."
+        """Features, float32 [N, atoms * grid * grid]. CourseError for images of another size.
+
+        Arguments:
+            images: uint8 [N, S, S, 3]; may be memory-mapped
+        """
         if list(images.shape[1:3]) != self.size_:
             raise CourseError(f"the dictionary is for images of {self.size_} pixels, "
                               f"not {list(images.shape[1:3])}")

@@ -37,7 +37,12 @@ def whole(
     low: int,   # the smallest value allowed
     high: int,  # the largest value allowed
 ) -> Callable:
-    "A check: is a value a whole number from `low` to `high`?"
+    """A check: is a value a whole number from `low` to `high`?
+
+    Arguments:
+        low: the smallest value allowed
+        high: the largest value allowed
+    """
     def check(value): return type(value) is int and low <= value <= high
     return check
 
@@ -46,7 +51,12 @@ def number(
     low: float,   # the smallest value allowed
     high: float,  # the largest value allowed
 ) -> Callable:
-    "A check: is a value a number from `low` to `high`?"
+    """A check: is a value a number from `low` to `high`?
+
+    Arguments:
+        low: the smallest value allowed
+        high: the largest value allowed
+    """
     def check(value): return type(value) in (int, float) and low <= value <= high
     return check
 
@@ -54,7 +64,11 @@ def number(
 def optional(
     check: Callable,  # of a value that is there
 ) -> Callable:
-    "A check: is a value None, or does it pass?"
+    """A check: is a value None, or does it pass?
+
+    Arguments:
+        check: of a value that is there
+    """
     def passes(value): return value is None or check(value)
     return passes
 
@@ -62,7 +76,11 @@ def optional(
 def flag(
     value,  # any
 ) -> bool:
-    "A check: is it true or false?"
+    """A check: is it true or false?
+
+    Arguments:
+        value: any
+    """
     return isinstance(value, bool)
 
 # %% ../nbs/04f_pipeline_files.ipynb #32f68220
@@ -71,7 +89,12 @@ IMAGES, FEATURES, SCORES = "images", "features", "scores"
 
 @dataclass(frozen=True)
 class Flow:
-    "What passes from one step to the next."
+    """What passes from one step to the next.
+
+    Arguments:
+        kind: IMAGES, FEATURES or SCORES
+        width: the side of an image in pixels, or the number of columns
+    """
     kind: str   # IMAGES, FEATURES or SCORES
     width: int  # the side of an image in pixels, or the number of columns
 
@@ -83,7 +106,18 @@ def _set(step, arrays, flow):  # a fitted step of its arrays
 # %% ../nbs/04f_pipeline_files.ipynb #42df25a2
 @dataclass(frozen=True)
 class Kind:
-    "A type of step that a file may hold, and all that a file may say of it."
+    """A type of step that a file may hold, and all that a file may say of it.
+
+    Arguments:
+        module: where the class is; imported when a file holds one
+        takes: IMAGES or FEATURES
+        gives: FEATURES or SCORES
+        parameters: of the constructor -> a check; all others keep their defaults
+        arrays: learnt: 'float32 C D'
+        width: width(parameters, arrays, flow, classes): of what it gives; CourseError if unsound
+        learnt: learnt(step, name): one of the arrays
+        finish: finish(step, arrays, flow): makes an unfitted step a fitted one
+    """
     module: str         # where the class is; imported when a file holds one
     takes: str          # IMAGES or FEATURES
     gives: str          # FEATURES or SCORES
@@ -183,7 +217,14 @@ def sound(
     feature: np.ndarray,  # [N] the column that an inner node looks at
     width: int,           # how many columns there are
 ) -> bool:
-    "Whether the nodes are one tree that only leads forwards, and asks for columns that exist."
+    """Whether the nodes are one tree that only leads forwards, and asks for columns that exist.
+
+    Arguments:
+        left: [N] each node's left child; -1: the node is a leaf
+        right: [N] its right child
+        feature: [N] the column that an inner node looks at
+        width: how many columns there are
+    """
     place = np.arange(len(left))
     inner = left != -1
     children = np.concatenate([left[inner], right[inner]])
@@ -197,7 +238,12 @@ def depth(
     left: np.ndarray,   # [N] each node's left child, -1 for a leaf
     right: np.ndarray,  # [N] its right child
 ) -> int:
-    "How many questions a tree asks at most."
+    """How many questions a tree asks at most.
+
+    Arguments:
+        left: [N] each node's left child, -1 for a leaf
+        right: [N] its right child
+    """
     level = np.zeros(1, int)
     questions = -1
     while len(level):
@@ -335,7 +381,16 @@ def to_files(
     size: int,           # side of its images
     classes: int,        # how many there are
 ) -> dict[str, bytes]:  # the content of each file, by the file's name
-    "What a bundle holds of a pipeline, always the same. CourseError for what its files have no place for."
+    """What a bundle holds of a pipeline, always the same. CourseError for what its files have no place for.
+
+    Arguments:
+        pipeline: fitted; from images to scores
+        size: side of its images
+        classes: how many there are
+
+    Returns:
+        the content of each file, by the file's name
+    """
     arrays: dict[str, np.ndarray] = {}
     try: steps = _written(pipeline, "", arrays)["steps"]
     except (AttributeError, KeyError, TypeError) as why:
@@ -460,7 +515,13 @@ def from_files(
     size: int,                # side of the images
     classes: int,             # how many there are
 ) -> Pipeline:
-    "The pipeline in the content of its files, checked. Executes nothing. CourseError if anything is wrong."
+    """The pipeline in the content of its files, checked. Executes nothing. CourseError if anything is wrong.
+
+    Arguments:
+        files: as from `to_files`
+        size: side of the images
+        classes: how many there are
+    """
     told, arrays = _told(files["pipeline.json"]), _arrays(files["pipeline.safetensors"])
     return _rebuilt(told, arrays, size, classes)
 
@@ -477,7 +538,13 @@ def load_pipeline(
     size: int,     # side of the images
     classes: int,  # how many there are
 ) -> Pipeline:
-    "The pipeline of a bundle, as from `from_files`. A CourseError names the file."
+    """The pipeline of a bundle, as from `from_files`. A CourseError names the file.
+
+    Arguments:
+        folder: where its two files are
+        size: side of the images
+        classes: how many there are
+    """
     told = _read(folder / "pipeline.json", _told, TEXT + 1)
     arrays = _read(folder / "pipeline.safetensors", _arrays)
     try: return _rebuilt(told, arrays, size, classes)

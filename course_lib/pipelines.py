@@ -21,7 +21,15 @@ from .predictions import Predicts
 # %% ../nbs/04c_pipelines.ipynb #5c870abf
 @dataclass(repr=False)
 class Shallow(Predicts):
-    "A trained scikit-learn pipeline from images to classes, with calibrated probabilities."
+    """A trained scikit-learn pipeline from images to classes, with calibrated probabilities.
+
+    Arguments:
+        pipeline: uint8 [N, size, size, 3] -> scores
+        classes: K names
+        size: side of the images it takes
+        temperature: scores are divided by it before they become probabilities
+        about: how it was made, for the bundle
+    """
     pipeline: Pipeline        # uint8 [N, size, size, 3] -> scores
     classes: list[str]        # K names
     size: int                 # side of the images it takes
@@ -33,7 +41,11 @@ class Shallow(Predicts):
     def scores(self,
         images: np.ndarray,  # uint8 [B, H, W, 3]
     ) -> np.ndarray:
-        "Uncalibrated scores, [B, K]: f(x) of a support vector machine, the logarithm of a forest's votes."
+        """Uncalibrated scores, [B, K]: f(x) of a support vector machine, the logarithm of a forest's votes.
+
+        Arguments:
+            images: uint8 [B, H, W, 3]
+        """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise CourseError(f"images must be uint8 [B, H, W, 3], not {images.dtype} {list(images.shape)}")
         if not len(images): return np.zeros((0, len(self.classes)))
@@ -48,14 +60,22 @@ class Shallow(Predicts):
     def predict_proba(self,
         images: np.ndarray,  # uint8 [B, H, W, 3]; other sizes are resized
     ) -> np.ndarray:
-        "Probabilities [B, K]; each row's sum is 1."
+        """Probabilities [B, K]; each row's sum is 1.
+
+        Arguments:
+            images: uint8 [B, H, W, 3]; other sizes are resized
+        """
         return softmax(self.scores(images) / self.temperature, axis=1)
 
     def save(self,
         folder: Path,  # the bundle to write
         **meta,        # architecture, arguments, seed, metrics, ...
     ) -> Path:
-        "Write a bundle. CourseError for a pipeline with a step that a bundle has no place for."
+        """Write a bundle. CourseError for a pipeline with a step that a bundle has no place for.
+
+        Arguments:
+            folder: the bundle to write
+        """
         files = to_files(self.pipeline, self.size, len(self.classes))
         own = dict(format="pipeline", classes=list(self.classes), task=self.task, input_size=self.size,
                    about=self.about, temperature=self.temperature,
@@ -71,7 +91,11 @@ class Shallow(Predicts):
     def load(cls,
         bundle: Bundle,  # from `open_bundle`
     ) -> "Shallow":
-        "The predictor in a bundle. Executes nothing. CourseError for anything that no training made."
+        """The predictor in a bundle. Executes nothing. CourseError for anything that no training made.
+
+        Arguments:
+            bundle: from `open_bundle`
+        """
         meta = _described(bundle)
         pipeline = load_pipeline(bundle.folder, meta["input_size"], len(meta["classes"]))
         return cls(pipeline=pipeline, classes=meta["classes"], size=meta["input_size"],

@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['VIDEOS', 'Item', 'Found', 'images_at', 'items_of', 'opencv', 'frames_of', 'camera', 'video_writer', 'Prediction',
-           'Predictions', 'Predicts', 'likely']
+           'Predictions', 'Predicts', 'likely', 'refuse_other_classes', 'Plain', 'asking']
 
 # %% ../nbs/03c_predictions.ipynb #037a48fc
 import csv
@@ -24,9 +24,9 @@ from threading import Lock
 import numpy as np
 import torch
 from PIL import UnidentifiedImageError
-from .core import CourseError, documented, evaluators, printable, within
+from .core import CourseError, evaluators, printable, within
 from .combine import reorder_classes
-from .data import Images, decode, resize
+from .data import Images, Splits, decode, resize
 from .drawing import draw
 from .files import Files, kinds_of
 from .memory import as_image
@@ -34,7 +34,14 @@ from .memory import as_image
 # %% ../nbs/03c_predictions.ipynb #5ad86836
 @dataclass
 class Item:
-    "One image that somebody asks about."
+    """One image that somebody asks about.
+
+    Arguments:
+        name: of its file, or its number among those that have no name
+        read: uint8 [H, W, 3]; OSError if it cannot be read
+        path: the file that is read, if it is one
+        again: reads it once more, where `read` can be called only once
+    """
     name: str                        # of its file, or its number among those that have no name
     read: Callable[[], np.ndarray]   # uint8 [H, W, 3]; OSError if it cannot be read
     path: Path | None = None         # the file that is read, if it is one
@@ -43,7 +50,11 @@ class Item:
 
 @dataclass
 class Found:
-    "The images that somebody asks about, and the names of files beside them that are no images."
+    """The images that somebody asks about, and the names of files beside them that are no images.
+
+    Arguments:
+        rate: of a video, frames in a second; 0: these are images
+    """
     items: list[Item]
     others: list[str] = field(default_factory=list)
     rate: float = 0.0  # of a video, frames in a second; 0: these are images
@@ -54,7 +65,13 @@ def images_at(
     scales: dict | None = None,  # of images with more than 8 bits, as in training
     whole: bool = False,  # names begin with the path of their folder
 ) -> Found:
-    "The images there. CourseError if there is none."
+    """The images there. CourseError if there is none.
+
+    Arguments:
+        path: of an image, a folder or a zip; or a pattern such as 'x/*.jpg'
+        scales: of images with more than 8 bits, as in training
+        whole: names begin with the path of their folder
+    """
     if not str(path): raise CourseError("predict what? give the path of an image, a folder or a zip")
     if re.match(r"[a-z]+:/+", str(path)):
         raise CourseError(f"'{path}': download the image first, then give its path")
@@ -95,7 +112,12 @@ def items_of(
     given,  # a path or pattern; an image as of `as_image`; a batch [B, H, W, 3]; a split; or a list of these
     scales: dict | None = None,  # of images with more than 8 bits, as in training
 ) -> Found:
-    "What to look at. CourseError for what is no image and for an empty list."
+    """What to look at. CourseError for what is no image and for an empty list.
+
+    Arguments:
+        given: a path or pattern; an image as of `as_image`; a batch [B, H, W, 3]; a split; or a list of these
+        scales: of images with more than 8 bits, as in training
+    """
     if isinstance(given, (str, Path)): return images_at(given, scales)
     if isinstance(given, Images):
         return Found([Item(name, lambda i=i: given.read(i)) for i, name in enumerate(given.names)])
@@ -157,7 +179,12 @@ def frames_of(
     path: Path,  # of a video
     name: str,   # by which it was asked for
 ) -> Found:
-    "Its frames. CourseError for a file that is no video."
+    """Its frames. CourseError for a file that is no video.
+
+    Arguments:
+        path: of a video
+        name: by which it was asked for
+    """
     film = opencv().VideoCapture(str(path))
     count, rate = (film.get(what) for what in (opencv().CAP_PROP_FRAME_COUNT, opencv().CAP_PROP_FPS))
     if not film.isOpened() or count < 1: raise CourseError(f"'{path}' is no video that can be read")
@@ -170,7 +197,11 @@ def frames_of(
 def camera(
     number: int = 0,  # of the cameras at this computer
 ) -> Iterator[Item]:
-    "What a camera sees, for as long as it gives images. CourseError if it does not answer."
+    """What a camera sees, for as long as it gives images. CourseError if it does not answer.
+
+    Arguments:
+        number: of the cameras at this computer
+    """
     film = opencv().VideoCapture(number)
     if not film.isOpened(): raise CourseError(f"camera {number} does not answer: is it plugged in, and free?")
     try:
@@ -188,7 +219,12 @@ def video_writer(
     path: Path,   # of the video to write, as MPEG-4
     rate: float,  # frames in a second
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    "A function that takes the next frame, uint8 [H, W, 3]. CourseError if the file cannot be written."
+    """A function that takes the next frame, uint8 [H, W, 3]. CourseError if the file cannot be written.
+
+    Arguments:
+        path: of the video to write, as MPEG-4
+        rate: frames in a second
+    """
     cv2, writer = opencv(), None
 
     def put(image):
@@ -205,7 +241,18 @@ def video_writer(
 # %% ../nbs/03c_predictions.ipynb #f4dd945a
 @dataclass(eq=False)
 class Prediction:
-    "What a model says of one image."
+    """What a model says of one image.
+
+    Arguments:
+        file: the image's name; of one without a name, its number
+        labels: what it shows, most probable first
+        scores: the probability of each, 0..1
+        boxes: [M, 4], x1 y1 x2 y2 in pixels; None: of a classifier
+        probabilities: of all classes, [K]; None: of a detector
+        size: width and height of the image
+        error: why the image cannot be read
+        read: gives the image, uint8 [H, W, 3]
+    """
     file: str                                   # the image's name; of one without a name, its number
     labels: list[str] = field(default_factory=list)    # what it shows, most probable first
     scores: list[float] = field(default_factory=list)  # the probability of each, 0..1
@@ -306,7 +353,11 @@ class Predictions(list):
         columns: int = 4,
         most: int = 16,  # images
     ):
-        "A figure of matplotlib: the first images, each with what it shows."
+        """A figure of matplotlib: the first images, each with what it shows.
+
+        Arguments:
+            most: images
+        """
         import matplotlib.pyplot as plt
         some = self[:most]
         if not some: raise CourseError("no predictions to plot")
@@ -339,12 +390,15 @@ def _show(one: Prediction, ax) -> None:
 
 # %% ../nbs/03c_predictions.ipynb #54e7bf1c
 class Predicts:
-    "What every trained model can do. A model has `classes`, `size`, `task`, and what `_answer` asks for."
+    """What every trained model can do. A model has `classes`, `size`, `task`, and what `_answer` asks for.
+
+    Arguments:
+        scales: of training images with more than 8 bits: see `common_scales`
+    """
     fit = "crop"  # how an image becomes a square, as of `resize`
     batch = 64    # images at once
     scales: dict = {}  # of training images with more than 8 bits: see `common_scales`
 
-    @documented
     def predict(self,
         images,  # a path, folder, zip or pattern; a PIL image, array or tensor; a split; or a list of these
         top_k: int | None = None,        # most labels of an image; None: 5; several labels: all; boxes: 100
@@ -352,7 +406,14 @@ class Predicts:
         batch_size: int | None = None,   # images at once; None: as the model likes it
     ) -> Predictions:
         """What is on the images. One that cannot be read has an `error`. CourseError for what is no image,
-        and for numbers that make no sense."""
+        and for numbers that make no sense.
+
+        Arguments:
+            images: a path, folder, zip or pattern; a PIL image, array or tensor; a split; or a list of these
+            top_k: most labels of an image; None: 5; several labels: all; boxes: 100
+            threshold: least probability, 0..1; None: the model's own, or 0
+            batch_size: images at once; None: as the model likes it
+        """
         found = items_of(images, self.scales)
         return Predictions(self.answers(found.items, top_k, threshold, batch_size))
 
@@ -364,7 +425,11 @@ class Predicts:
         threshold: float | None = None,
         batch_size: int | None = None,
     ) -> Iterator[Prediction]:
-        "The answers one after the other, in the order of the items: memory is needed for two batches."
+        """The answers one after the other, in the order of the items: memory is needed for two batches.
+
+        Arguments:
+            top_k: as of `predict`, likewise the others
+        """
         if top_k is not None: within(1, 1e9, top_k=top_k)
         if threshold is not None: within(0, 1, threshold=threshold)
         if batch_size is not None: within(1, 1e6, batch_size=batch_size)
@@ -373,7 +438,7 @@ class Predicts:
             said = iter(self._answer(*map(list, zip(*there)), top_k, threshold) if there else ())
             for item, pair in zip(some, squares):
                 if isinstance(pair, str): yield Prediction(item.name, error=pair)
-                else: yield Prediction(item.name, size=pair[1][::-1], read=_once_more(item), **next(said))
+                else: yield Prediction(item.name, size=pair[1][::-1], read=item.again or item.read, **next(said))
 
     def _answer(self,
         squares: list[np.ndarray],         # uint8 [size, size, 3]
@@ -390,19 +455,23 @@ class Predicts:
     def to(self,
         device: str,  # cpu or auto
     ):
-        "The model itself. CourseError for another device: only networks compute there."
+        """The model itself. CourseError for another device: only networks compute there.
+
+        Arguments:
+            device: cpu or auto
+        """
         if device in ("auto", "cpu"): return self
         raise CourseError(f"this model computes on the processor, not on {device}")
 
     def evaluate(self,
         images: Images,  # a split whose classes the model knows
     ) -> dict:
-        "Its scores on these images; see `evaluators`. CourseError for another task."
-        if images.task != self.task:
-            raise CourseError(f"the model is for {self.task} data, not {images.task}")
-        unknown = [name for name in images.classes if name not in self.classes]
-        known = ", ".join(self.classes)
-        if unknown: raise CourseError(f"the model does not know {', '.join(unknown)}; it knows {known}")
+        """Its scores on these images; see `evaluators`. CourseError for another task, for unknown classes.
+
+        Arguments:
+            images: a split whose classes the model knows
+        """
+        refuse_other_classes(self, images)
         return evaluators[self.task](self, reorder_classes(images, self.classes))
 
     def __repr__(self):
@@ -418,7 +487,12 @@ def likely(
     top_k: int,
     least: np.ndarray,          # of each class, [K]
 ) -> dict:
-    "The most probable classes, most probable first, as fields of a `Prediction`."
+    """The most probable classes, most probable first, as fields of a `Prediction`.
+
+    Arguments:
+        probabilities: [K], 0..1
+        least: of each class, [K]
+    """
     order = np.argsort(-probabilities, kind="stable")[:top_k]
     order = [k for k in order if probabilities[k] >= least[k]]
     scores = [float(probabilities[k]) for k in order]
@@ -445,5 +519,67 @@ def _squares(items: Sequence[Item], size: int, fit: str, batch: int) -> Iterator
             yield now, ready
 
 
-def _once_more(item: Item) -> Callable: return item.again or item.read
 
+# %% ../nbs/03c_predictions.ipynb #9944a951
+def refuse_other_classes(
+    model,              # a predictor
+    data: Splits | Images,
+) -> None:
+    """CourseError for data of another task, or with classes that the model does not know.
+
+    Arguments:
+        model: a predictor
+    """
+    if model.task != data.task:
+        raise CourseError(f"the model is for {model.task} data, this data is {data.task}")
+    known, there = set(model.classes), set(data.classes)
+    if not there - known: return
+    both = ",".join(name for name in data.classes if name in known)
+    way = f"; '?classes={both}' measures the others" if both else ""
+    raise CourseError(
+        f"the model knows {', '.join(model.classes)}; the data has {', '.join(data.classes)}; "
+        f"not in both: {', '.join(sorted(known ^ there))}{way}")
+
+
+# %% ../nbs/03c_predictions.ipynb #0fbd5798
+class Plain(Predicts):
+    """A trained model with `classes`, `size`, `task` and `predict_proba` or `detect`, and what others have.
+
+    Arguments:
+        scales: of training images with more than 8 bits
+    """
+    def __init__(self,
+        model,
+        scales: dict | None = None,  # of training images with more than 8 bits
+    ):
+        self.model, self.scales = model, scales or {}
+        if hasattr(model, "detect"): self.fit, self.batch = "squash", 8
+
+    def __getattr__(self, name): return getattr(self.model, name)
+
+    def _answer(self, squares, shapes, top_k, threshold):
+        if not hasattr(self.model, "detect"): return super()._answer(squares, shapes, top_k, threshold)
+        least = getattr(self.model, "threshold", 0.0) if threshold is None else threshold
+        answers = self.model.detect(squares, min(least, 0.01))
+        return [self._boxes(found, shape, top_k, least) for found, shape in zip(answers, shapes)]
+
+    def _boxes(self, found: dict, shape: tuple[int, int], top_k: int | None, least: float) -> dict:
+        scores = np.asarray(found["scores"], float)
+        sure = np.flatnonzero(scores >= least)[:top_k]
+        scale = np.array(shape[::-1] * 2) / self.size  # of a square's pixels, to those of the image
+        labels = [self.classes[label - 1] for label in np.asarray(found["labels"])[sure]]
+        boxes = np.asarray(found["boxes"])[sure] * scale
+        return dict(labels=labels, scores=scores[sure].tolist(), boxes=boxes)
+
+# %% ../nbs/03c_predictions.ipynb #15fe5b22
+def asking(
+    model,  # a trained model, perhaps of a plug-in
+    scales: dict | None = None,  # of training images with more than 8 bits; None: the model's
+) -> Predicts:
+    """The model, with all that `Predicts` promises.
+
+    Arguments:
+        model: a trained model, perhaps of a plug-in
+        scales: of training images with more than 8 bits; None: the model's
+    """
+    return model if isinstance(model, Predicts) else Plain(model, scales)

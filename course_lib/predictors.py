@@ -55,7 +55,12 @@ Own = TypeVar("Own", bound="Saved")
 
 @dataclass(repr=False)
 class Saved(Predicts):
-    "A trained network that goes to disk and back with all its fields."
+    """A trained network that goes to disk and back with all its fields.
+
+    Arguments:
+        bundle_format: in `formats`
+        run_folder: with the states of its training, until it is saved
+    """
     model: nn.Module
     bundle_format: ClassVar[str]  # in `formats`
     run_folder: ClassVar[Path | None] = None  # with the states of its training, until it is saved
@@ -75,7 +80,11 @@ class Saved(Predicts):
         folder: Path,  # the bundle to write
         **meta,        # arguments, seed, metrics, ...
     ) -> Path:
-        "Write a bundle with the weights in `weights.safetensors`."
+        """Write a bundle with the weights in `weights.safetensors`.
+
+        Arguments:
+            folder: the bundle to write
+        """
         if why := self._not_again(): raise CourseError(f"a bundle of it could not be opened again: {why}")
         own = {key: getattr(self, name) for name, key in self._keys().items()}
         own |= dict(format=self.bundle_format, versions=versions("torch", "safetensors"))
@@ -92,15 +101,17 @@ class Saved(Predicts):
         try:
             with torch.device("meta"): shell = build(len(self.classes), **self.arguments)
         except TypeError as why: return str(why)
-        made = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
-        again = {name: tuple(value.shape) for name, value in shell.state_dict().items()}
-        other = sorted(name for name in made.keys() | again.keys() if made.get(name) != again.get(name))
-        return f"'{self.name}' makes another {other[0]}" if other else ""
+        other = _first_other(_shapes(self.model), _shapes(shell))
+        return f"'{self.name}' makes another {other}" if other else ""
 
     def to(self: Own,
         device: str,  # cpu, cuda, mps, or auto: the best there is
     ) -> Own:
-        "The predictor itself, now computing there. CourseError for a device that is not here."
+        """The predictor itself, now computing there. CourseError for a device that is not here.
+
+        Arguments:
+            device: cpu, cuda, mps, or auto: the best there is
+        """
         self.model.to(device_of(device))
         return self
 
@@ -108,7 +119,11 @@ class Saved(Predicts):
     def load(cls: type[Own],
         bundle: Bundle,  # from `open_bundle`
     ) -> Own:
-        "The predictor in a bundle. CourseError if its architecture is unknown or its weights do not fit."
+        """The predictor in a bundle. CourseError if its architecture is unknown or its weights do not fit.
+
+        Arguments:
+            bundle: from `open_bundle`
+        """
         meta = bundle.meta
         try:
             model = _rebuilt(bundle)
@@ -141,19 +156,38 @@ def _rebuilt(bundle: Bundle) -> nn.Module:
 # %% ../nbs/05c_predictors.ipynb #4a7ff514
 def _mismatch(shell: nn.Module, weights: Path) -> str:
     "What differs between the tensors of a network and those in a file, by name and shape; or ''."
-    wanted = {name: tuple(value.shape) for name, value in shell.state_dict().items()}
+    wanted = _shapes(shell)
     with safe_open(weights, "pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            here, there = found.get(name, "missing"), wanted.get(name, "unknown")
-            return f"{name} is {here} in the file, {there} in the network"
-    return ""
+    name = _first_other(wanted, found)
+    here, there = found.get(name, "missing"), wanted.get(name, "unknown")
+    return f"{name} is {here} in the file, {there} in the network" if name else ""
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple]:
+    "The shape of each tensor, by name."
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def _first_other(one: dict, other: dict) -> str:
+    "The first name whose shape is not the same in both, or ''."
+    return min((name for name in one.keys() | other.keys() if one.get(name) != other.get(name)), default="")
 
 # %% ../nbs/05c_predictors.ipynb #4ca653b2
 @dataclass(repr=False)
 class Network(Saved):
-    "A trained network from images to classes, with calibrated probabilities."
+    """A trained network from images to classes, with calibrated probabilities.
+
+    Arguments:
+        classes: K names
+        size: side of the images it takes
+        mean: of each channel, 0..1
+        name: in `networks`
+        arguments: of that function
+        temperature: logits are divided by it before they become probabilities
+        about: how it was made
+        tta: of an image, over which logits are averaged: see `tta_views`
+    """
     classes: list[str]   # K names
     size: int            # side of the images it takes
     mean: tuple          # of each channel, 0..1
@@ -178,7 +212,11 @@ class Network(Saved):
     def logits(self,
         images: np.ndarray,  # uint8 [B, size, size, 3]
     ) -> Tensor:
-        "Uncalibrated scores, float32 [B, K]."
+        """Uncalibrated scores, float32 [B, K].
+
+        Arguments:
+            images: uint8 [B, size, size, 3]
+        """
         if images.dtype != np.uint8 or images.shape[1:] != (self.size, self.size, 3):
             raise CourseError(
                 f"images must be uint8 [B, {self.size}, {self.size}, 3], not {images.dtype} "
@@ -201,7 +239,11 @@ class Network(Saved):
         images: np.ndarray,  # uint8 [B, size, size, 3]
     ) -> np.ndarray:
         """Probabilities [B, K], float64; each row's sum is 1 for one label per image, and each number its
-        own for several."""
+        own for several.
+
+        Arguments:
+            images: uint8 [B, size, size, 3]
+        """
         scores = self.logits(images).double() / self.temperature
         return (scores.sigmoid() if self.task == MULTI else scores.softmax(1)).numpy()
 
@@ -224,7 +266,12 @@ def tta_views(
     images: Tensor,  # [B, 3, S, S]
     tta: int,        # 1: as they are; 2: mirrored too; 6: both also moved by a pixel in two directions
 ) -> list[Tensor]:
-    "The same images seen in ways that should not matter (Jordan 2024, section 3.5)."
+    """The same images seen in ways that should not matter (Jordan 2024, section 3.5).
+
+    Arguments:
+        images: [B, 3, S, S]
+        tta: 1: as they are; 2: mirrored too; 6: both also moved by a pixel in two directions
+    """
     if tta == 1: return [images]
     wide = F.pad(images, (1, 1, 1, 1), mode="reflect")
     moved = [images] if tta == 2 else [images, wide[:, :, 2:, 2:], wide[:, :, :-2, :-2]]
@@ -233,7 +280,17 @@ def tta_views(
 # %% ../nbs/05c_predictors.ipynb #83e2002b
 @dataclass(frozen=True)
 class Architecture:
-    "A kind of network: how it is built, how it learns, and which data it is for."
+    """A kind of network: how it is built, how it learns, and which data it is for.
+
+    Arguments:
+        name: in `networks` and in `models`
+        build: build(classes, **arguments) makes an untrained nn.Module
+        learn: learn(job, **options) trains it and returns its `History`
+        input_size: by default; None: as the images are, within `sizes` of the network
+        defaults: of the recipe, where this network needs others
+        unused: options that mean nothing to it
+        idle: options that do nothing while others have certain values
+    """
     name: str           # in `networks` and in `models`
     build: Callable     # build(classes, **arguments) makes an untrained nn.Module
     learn: Callable     # learn(job, **options) trains it and returns its `History`
@@ -291,7 +348,12 @@ def network(
 ):
     """A decorator for a function(classes, **arguments) that builds a network: files it in `networks`, and in
     `models` a function(splits, **options) that trains it. The options are its own arguments, `learn`'s, and
-    the recipe's fields."""
+    the recipe's fields.
+
+    Arguments:
+        name: for the command line and for bundles
+        learn: as of `Architecture`, likewise the others
+    """
     def add(build):
         architecture = Architecture(name, build, learn, finish, tasks, input_size, defaults, unused, idle)
         def train(splits, **options):
@@ -343,7 +405,11 @@ def extends(
     base: Callable,  # learns: base(job, **options)
 ):
     """A decorator for a function(job, ..., **more) that hands `more` to `base`: its signature shows the
-    options of both."""
+    options of both.
+
+    Arguments:
+        base: learns: base(job, **options)
+    """
     def add(function):
         own = [p for p in arguments_of(function) if p.kind is not p.VAR_KEYWORD]
         names = {p.name for p in own}
@@ -375,7 +441,17 @@ def train_network(
     folder: Path | None = None,      # for checkpoints and TensorBoard's files
     **options,                       # of the network, of how it learns and predicts, and of the recipe
 ):
-    "Build and train a network; the trained predictor. CourseError for data that it is not for."
+    """Build and train a network; the trained predictor. CourseError for data that it is not for.
+
+    Arguments:
+        splits: to learn from, as `load` returns them
+        input_size: side of the images in pixels; default: their own, if it suits
+        device: auto: the best there is
+        resume: go on with the unfinished run beside the bundle, if there is one
+        with_valid: learn from the validation images too: none are left to choose by
+        find_lr: first find the learning rate by a range test (Smith 2017)
+        folder: for checkpoints and TensorBoard's files
+    """
     if splits.task not in architecture.tasks:
         raise CourseError("this model needs " + NEEDS[architecture.tasks].format(task=splits.task))
     if DETECTION not in architecture.tasks and len(splits.classes) < 2:
@@ -430,7 +506,14 @@ def trained_classifier(
     history: History,
     tta: Literal[1, 2, 6] = 1,  # test-time augmentation: average over so many views of an image
 ) -> Network:
-    "The network as a predictor; with one label per image its temperature is found on the validation split."
+    """The network as a predictor; with one label per image its temperature is found on the validation split.
+
+    Arguments:
+        name: in `networks`
+        job: that was done
+        arguments: of that function
+        tta: test-time augmentation: average over so many views of an image
+    """
     splits, task = job.splits, job.task
     trained = Network(
         job.model,
@@ -459,7 +542,7 @@ def about_training(
     how they came about."""
     last = replace(history, rows=history.rows[history.before:])
     best = job.recipe.keep == "best" and last.scores
-    kept = last.rows[int(np.argmax(last.scores)) if best else -1]
+    kept = last.rows[last.best() if best else -1]
     names = {"accuracy", history.score} if "accuracy" in kept else {history.score}
     scores = {f"valid_{name}": kept.get(name) for name in sorted(names)}
     weights = sum(p.numel() for p in job.model.parameters())

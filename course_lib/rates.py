@@ -29,7 +29,12 @@ schedules.add("rising", rising)  # known as soon as a test is made; no choice fo
 
 # %% ../nbs/05e_rates.ipynb #a2248a40
 class OneEpoch:
-    "The batches of several epochs, or of a part of one, as one epoch."
+    """The batches of several epochs, or of a part of one, as one epoch.
+
+    Arguments:
+        loader: as the loop uses it: a `Batched`
+        steps: of the new epoch
+    """
     def __init__(self,
         loader,      # as the loop uses it: a `Batched`
         steps: int,  # of the new epoch
@@ -50,7 +55,13 @@ class Enough(Exception):
 
 # %% ../nbs/05e_rates.ipynb #5d68c6e8
 class Watch(Callback):
-    "Takes rate and loss of every step in place of the loop's `Losses`, and ends the training."
+    """Takes rate and loss of every step in place of the loop's `Losses`, and ends the training.
+
+    Arguments:
+        steps: at most
+        growth: times the least smoothed loss: there it ends
+        memory: of the moving average, 0..1
+    """
     def __init__(self,
         steps: int,           # at most
         growth: float = 4.0,  # times the least smoothed loss: there it ends
@@ -71,7 +82,12 @@ class Watch(Callback):
         place: tuple,  # epoch, step, learning rate
         loss: Tensor,  # scalar
     ) -> None:
-        "Take a step; `Enough` where the loss explodes."
+        """Take a step; `Enough` where the loss explodes.
+
+        Arguments:
+            place: epoch, step, learning rate
+            loss: scalar
+        """
         value = self.accelerator.reduce(loss, "mean").item()  # the same in all processes: they end together
         if not math.isfinite(value): raise Enough
         self.rates.append(place[2])
@@ -87,7 +103,15 @@ def smoothed(
     losses: list[float],  # of each step, [N]
     width: float = 3.0,   # standard deviation of the weights, in steps
 ) -> np.ndarray:          # [N]
-    "Each loss averaged with those around it, with normal weights."
+    """Each loss averaged with those around it, with normal weights.
+
+    Arguments:
+        losses: of each step, [N]
+        width: standard deviation of the weights, in steps
+
+    Returns:
+        [N]
+    """
     place = np.arange(len(losses))
     weights = np.exp(-((place[:, None] - place) ** 2) / (2 * width**2))  # [N, N]
     return weights @ np.array(losses) / weights.sum(1)
@@ -102,7 +126,13 @@ def suggest(
     losses: list[float],  # of each step
     exploded: bool,       # whether the test was ended by the loss
 ) -> float:
-    "The lowest rate with four fifths of the fall of the smoothed loss. CourseError if there is none."
+    """The lowest rate with four fifths of the fall of the smoothed loss. CourseError if there is none.
+
+    Arguments:
+        rates: of each step, rising by a factor
+        losses: of each step
+        exploded: whether the test was ended by the loss
+    """
     if len(losses) < QUIET:
         raise CourseError(f"range test: after {len(losses)} steps the loss is not finite or has exploded: "
                           "try a lower `highest`, grad_clip=1 or fp32, or check the data")
@@ -122,7 +152,13 @@ def suggest(
 # %% ../nbs/05e_rates.ipynb #68f2596d
 @dataclass
 class Found:
-    "What a range test has found."
+    """What a range test has found.
+
+    Arguments:
+        rates: of each step
+        losses: of each step, before it
+        suggestion: where the smoothed loss has made four fifths of its fall
+    """
     rates: list[float]   # of each step
     losses: list[float]  # of each step, before it
     suggestion: float    # where the smoothed loss has made four fifths of its fall
@@ -157,7 +193,13 @@ def find_rate(
 ) -> Found:
     """A learning rate for a job, by a range test (Smith 2017, section 3.3) of a copy of its model.
 
-    CourseError if the curve has no clear place to read it off, and for what `learn` refuses."""
+    CourseError if the curve has no clear place to read it off, and for what `learn` refuses.
+
+    Arguments:
+        job: what is to be trained; its model and the random state stay as they are
+        steps: of the test, 50 or more
+        highest: the last rate; the first is ten million times lower
+    """
     within(50, 1e6, steps=steps)
     within(1e-6, 1e6, highest=highest)
     recipe = replace(job.recipe, epochs=1, learning_rate=highest, schedule="rising", warmup=0.0, ema=0.0,

@@ -30,7 +30,13 @@ def in_groups(
 ) -> Tensor:
     """A batch changed group by group. What torchvision draws follows from `rng` alone.
 
-    CourseError for images that are no longer bytes."""
+    CourseError for images that are no longer bytes.
+
+    Arguments:
+        images: uint8 [B, 3, S, S]
+        change: a transform of torchvision, which treats a batch all alike
+        size: images that are changed alike
+    """
     if images.dtype != torch.uint8: raise CourseError("this augmentation needs images of bytes: put mixup "
                                                       "last")
     word = int(torch.randint(2**31, (1,), generator=rng))
@@ -102,7 +108,12 @@ def cutout(images, targets, rng, classes):
 class Group(nn.Module):
     """Convolution, 2 x 2 max pooling, normalization, GELU; convolution, normalization, GELU.
 
-    [B, in, S, S] to [B, out, S/2, S/2] (Jordan 2024, section 3.1)."""
+    [B, in, S, S] to [B, out, S/2, S/2] (Jordan 2024, section 3.1).
+
+    Arguments:
+        inputs: channels
+        outputs: channels
+    """
     def __init__(self,
         inputs: int,   # channels
         outputs: int,  # channels
@@ -125,7 +136,12 @@ SPEED_WIDTHS = dict(small=(32, 128, 128), base=(64, 256, 256), large=(128, 384, 
 
 
 class SpeedNet(nn.Module):
-    "The network of airbench94 (Jordan 2024, section 3.1), from 16 pixels on: [B, 3, S, S] to [B, K]."
+    """The network of airbench94 (Jordan 2024, section 3.1), from 16 pixels on: [B, 3, S, S] to [B, K].
+
+    Arguments:
+        classes: K
+        widths: channels of the three groups
+    """
     def __init__(self,
         classes: int,       # K
         widths: tuple,      # channels of the three groups
@@ -146,7 +162,12 @@ def speedrun(
     classes: int,         # K
     size: Size = "base",  # small, base or large: 32, 64 or 128 channels in the first group
 ) -> nn.Module:
-    "The network of airbench94, for the fastest recipe of this course."
+    """The network of airbench94, for the fastest recipe of this course.
+
+    Arguments:
+        classes: K
+        size: small, base or large: 32, 64 or 128 channels in the first group
+    """
     return SpeedNet(classes, of_size(size, SPEED_WIDTHS))
 
 # %% ../nbs/08_recipes.ipynb #6e3c2bf7
@@ -155,7 +176,12 @@ def training_flops(
     sides: list[int],  # of the images, epoch by epoch
     images: int,       # in an epoch
 ) -> float:
-    "Multiplications and additions of a training run, forward and backward, counted on two images an epoch."
+    """Multiplications and additions of a training run, forward and backward, counted on two images an epoch.
+
+    Arguments:
+        sides: of the images, epoch by epoch
+        images: in an epoch
+    """
     model, total = deepcopy(model), 0.0
     for side in sides:
         with FlopCounterMode(display=False) as counter: model(torch.randn(2, 3, side, side)).sum().backward()

@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['NAME', 'HEADER', 'ENOUGH', 'LEFT', 'MOST', 'run_folder', 'place_for', 'refuse_taken', 'arguments_text', 'words_of',
-           'train', 'refuse_options', 'with_best', 'train_into', 'defaults_of', 'some_of', 'figures', 'Plain', 'asking',
+           'train', 'refuse_options', 'with_best', 'train_into', 'defaults_of', 'some_of', 'figures',
            'confusion_figure', 'confident_mistakes', 'precision_recall_figure', 'verdict', 'evaluate',
-           'load_to_measure', 'measured', 'refuse_other_classes', 'learnt_from_valid', 'other_scales']
+           'load_to_measure', 'measured', 'learnt_from_valid', 'other_scales']
 
 # %% ../nbs/91a_runs.ipynb #30c543ed
 import difflib
@@ -22,7 +22,6 @@ import yaml
 from scipy.stats import binomtest
 from course_lib.core import (
     CourseError,
-    documented,
     evaluators,
     log,
     models,
@@ -37,7 +36,7 @@ from .combine import reorder_classes, to_measure
 from .data import MULTI, SINGLE, Images, Splits, load
 from .figures import write_figure
 from .loop import History, is_unfinished
-from .predictions import Prediction, Predictions, Predicts, items_of, likely
+from .predictions import Prediction, Predictions, asking, items_of, likely, refuse_other_classes
 from .specs import is_path, parse_spec
 
 # %% ../nbs/91a_runs.ipynb #1e483f4c
@@ -56,7 +55,13 @@ def place_for(
     replace: bool = False,   # an earlier bundle there
     resume: bool = False,    # go on with the unfinished run there
 ) -> Path:
-    "The absolute path of the bundle to write. CourseError if something is there already."
+    """The absolute path of the bundle to write. CourseError if something is there already.
+
+    Arguments:
+        out: the bundle to write; None: the next free name
+        replace: an earlier bundle there
+        resume: go on with the unfinished run there
+    """
     if out is None and not replace: out = _next_place(resume)
     folder = writable_bundle(out or NAME)
     refuse_taken(folder, replace)
@@ -67,7 +72,12 @@ def refuse_taken(
     folder: Path,   # of a bundle
     replace: bool,  # an earlier bundle there
 ) -> None:
-    "CourseError for a bundle that is not to be replaced."
+    """CourseError for a bundle that is not to be replaced.
+
+    Arguments:
+        folder: of a bundle
+        replace: an earlier bundle there
+    """
     if not replace and (folder / "model.json").exists():
         raise CourseError(f"'{folder}' is a model already: add --replace (replace=True), or another place")
 
@@ -94,7 +104,12 @@ def arguments_text(
     asked: dict,  # options, by name
     free: dict,   # the defaults of all options
 ) -> str:
-    "The content of `args.yaml`."
+    """The content of `args.yaml`.
+
+    Arguments:
+        asked: options, by name
+        free: the defaults of all options
+    """
     def text(table): return yaml.safe_dump(table, sort_keys=False, allow_unicode=True)
     said = text(dict(model=model, data=data, seed=seed, **asked))
     others = {name: value for name, value in free.items() if name not in asked and name != "seed"}
@@ -105,7 +120,11 @@ def arguments_text(
 def words_of(
     path: str,  # of an `args.yaml`, or a file like it
 ) -> list[str]:
-    "The words for `course train` that a file stands for. CourseError if it is no table of options."
+    """The words for `course train` that a file stands for. CourseError if it is no table of options.
+
+    Arguments:
+        path: of an `args.yaml`, or a file like it
+    """
     try: said = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as why:
         raise CourseError(f"'{path}' is no yaml: {' '.join(str(why).split())}") from None
@@ -121,7 +140,6 @@ def words_of(
     return words
 
 # %% ../nbs/91a_runs.ipynb #b637e88b
-@documented
 def train(
     model: str,        # a name in `models`; `help(models[model])` has its options
     data: str | Path | Splits,  # as for `load`, or what it returned
@@ -131,7 +149,15 @@ def train(
     **options,         # of the model
 ):
     """Train a model on images; the predictor, which evaluates, predicts and saves. CourseError for options
-    that the model does not have, for data that it is not for, and for a place that is taken."""
+    that the model does not have, for data that it is not for, and for a place that is taken.
+
+    Arguments:
+        model: a name in `models`; `help(models[model])` has its options
+        data: as for `load`, or what it returned
+        out: the bundle to write, with its run beside it; None: nothing is written
+        seed: of splits and training
+        replace: an earlier bundle there
+    """
     function = models[model]
     refuse_options(model, function, options)
     splits = data if isinstance(data, Splits) else load(data, seed=seed)
@@ -145,7 +171,11 @@ def refuse_options(
     function: Callable,  # of `models`
     options: dict,
 ) -> None:
-    "CourseError for the first option that the model does not have."
+    """CourseError for the first option that the model does not have.
+
+    Arguments:
+        function: of `models`
+    """
     known = [name for name in inspect.signature(function).parameters if name not in ("splits", "folder")]
     for name in options:
         if name in known: continue
@@ -162,7 +192,12 @@ def with_best(
     splits: Splits,
     options: dict,       # that were asked for
 ) -> dict:
-    "The options, with `keep` as it is where nobody says it."
+    """The options, with `keep` as it is where nobody says it.
+
+    Arguments:
+        function: of `models`
+        options: that were asked for
+    """
     keeps = "keep" in inspect.signature(function).parameters
     if not keeps or len(splits.valid) < ENOUGH or options.get("with_valid"): return options
     return options | dict(keep=options.get("keep", "best"))
@@ -177,7 +212,14 @@ def train_into(
 ) -> tuple:
     """Train, save, and leave beside the bundle what the run did; the predictor, and what the bundle says
     of the training. Under torchrun the first process writes. CourseError while another process writes
-    there, and if one has done so since `place_for`."""
+    there, and if one has done so since `place_for`.
+
+    Arguments:
+        out: the bundle to write, of `place_for`
+        model: a name in `models`
+        options: that were asked for, and the seed
+        replace: an earlier bundle there
+    """
     first = not of_torchrun("RANK")
     options = with_best(models[model], splits, options)
     with only_one(out) if first else nullcontext():
@@ -209,7 +251,11 @@ def _trained(out: Path, model: str, splits: Splits, options: dict):
 def defaults_of(
     function: Callable,  # of `models`
 ) -> dict:
-    "The options of a model that have a default, with it."
+    """The options of a model that have a default, with it.
+
+    Arguments:
+        function: of `models`
+    """
     parameters = list(inspect.signature(function).parameters.values())[1:]
     free = [one for one in parameters if one.name != "folder" and one.default is not one.empty]
     return {one.name: one.default for one in free}
@@ -276,7 +322,12 @@ def figures(
     images: Images,
     what: str,       # which images they are: 'validation'
 ):
-    "The names and the figures of what the model does on images, one after the other."
+    """The names and the figures of what the model does on images, one after the other.
+
+    Arguments:
+        answers: `Predictions` of the images, in their order
+        what: which images they are: 'validation'
+    """
     from matplotlib import rc_context
     with rc_context({"text.parse_math": False}):  # a class may be called $x^$
         if images.task == SINGLE:
@@ -298,47 +349,19 @@ def _on_validation(predictor, images: Images):
     return Predictions(Prediction(one.name, read=one.read, **own) for one, own in zip(items, said)), images
 
 
-# %% ../nbs/91a_runs.ipynb #0fbd5798
-class Plain(Predicts):
-    "A trained model with `classes`, `size`, `task` and `predict_proba` or `detect`, and what others have."
-    def __init__(self,
-        model,
-        scales: dict | None = None,  # of training images with more than 8 bits
-    ):
-        self.model, self.scales = model, scales or {}
-        if hasattr(model, "detect"): self.fit, self.batch = "squash", 8
-
-    def __getattr__(self, name): return getattr(self.model, name)
-
-    def _answer(self, squares, shapes, top_k, threshold):
-        if not hasattr(self.model, "detect"): return super()._answer(squares, shapes, top_k, threshold)
-        least = getattr(self.model, "threshold", 0.0) if threshold is None else threshold
-        answers = self.model.detect(squares, min(least, 0.01))
-        return [self._boxes(found, shape, top_k, least) for found, shape in zip(answers, shapes)]
-
-    def _boxes(self, found: dict, shape: tuple[int, int], top_k: int | None, least: float) -> dict:
-        scores = np.asarray(found["scores"], float)
-        sure = np.flatnonzero(scores >= least)[:top_k]
-        scale = np.array(shape[::-1] * 2) / self.size  # of a square's pixels, to those of the image
-        labels = [self.classes[label - 1] for label in np.asarray(found["labels"])[sure]]
-        boxes = np.asarray(found["boxes"])[sure] * scale
-        return dict(labels=labels, scores=scores[sure].tolist(), boxes=boxes)
-
-# %% ../nbs/91a_runs.ipynb #15fe5b22
-def asking(
-    model,  # a trained model, perhaps of a plug-in
-    scales: dict | None = None,  # of training images with more than 8 bits; None: the model's
-) -> Predicts:
-    "The model, with all that `Predicts` promises."
-    return model if isinstance(model, Predicts) else Plain(model, scales)
-
 # %% ../nbs/91a_runs.ipynb #a71cb944
 def confusion_figure(
     answers,  # `Predictions` of the images, in their order
     images,   # a split with one label for each
     what: str,  # which images they are
 ):
-    "A figure of matplotlib. With many classes only the colours are shown."
+    """A figure of matplotlib. With many classes only the colours are shown.
+
+    Arguments:
+        answers: `Predictions` of the images, in their order
+        images: a split with one label for each
+        what: which images they are
+    """
     import matplotlib.pyplot as plt
     classes = images.classes
     K = len(classes)
@@ -364,7 +387,12 @@ def confident_mistakes(
     images,    # a split with one label for each
     most: int = 12,
 ):
-    "A figure of the wrong answers, the most confident first; None if all are right."
+    """A figure of the wrong answers, the most confident first; None if all are right.
+
+    Arguments:
+        answers: `Predictions` of the images, in their order
+        images: a split with one label for each
+    """
     import matplotlib.pyplot as plt
     wrong = [i for i, one in enumerate(answers) if one.probabilities.argmax() != images.targets[i]]
     wrong = sorted(wrong, key=lambda i: -answers[i].score)[:most]
@@ -385,7 +413,13 @@ def precision_recall_figure(
     images,   # a split with several labels
     what: str,  # which images they are
 ):
-    "A figure of matplotlib with a curve for each class; with many classes for the ten most frequent."
+    """A figure of matplotlib with a curve for each class; with many classes for the ten most frequent.
+
+    Arguments:
+        answers: `Predictions` of the images, in their order
+        images: a split with several labels
+        what: which images they are
+    """
     import matplotlib.pyplot as plt
     from sklearn.metrics import precision_recall_curve
     truth = np.array(images.targets)  # [N, K]
@@ -405,7 +439,11 @@ def verdict(
     splits: Splits,
     metrics: dict,  # of the training: valid_accuracy, ...
 ) -> str:
-    "What to say of the score on the validation images, beside what guessing would reach; '' without one."
+    """What to say of the score on the validation images, beside what guessing would reach; '' without one.
+
+    Arguments:
+        metrics: of the training: valid_accuracy, ...
+    """
     scores = {name.removeprefix("valid_"): value for name, value in metrics.items()
               if name.startswith("valid_") and isinstance(value, (int, float))}
     if not scores: return ""
@@ -429,7 +467,6 @@ def _beats(accuracy: float, guessing: float, n: int) -> bool:
 
 
 # %% ../nbs/91a_runs.ipynb #fc808810
-@documented
 def evaluate(
     model,  # a bundle's folder, or a trained model
     data: str | Path | Splits | Images,  # as for `load`; what it returned; or one split
@@ -437,7 +474,14 @@ def evaluate(
     seed: int | None = None,   # of splits that the data does not bring along; None: the training's
 ) -> dict:
     """The scores of a model on images, such as accuracy and those of each class. CourseError for images of
-    another task or of unknown classes."""
+    another task or of unknown classes.
+
+    Arguments:
+        model: a bundle's folder, or a trained model
+        data: as for `load`; what it returned; or one split
+        split: train, valid, test or all; None: test, and all of new data without splits
+        seed: of splits that the data does not bring along; None: the training's
+    """
     meta = {}
     if isinstance(model, (str, Path)):
         bundle, model = open_both(model)
@@ -453,7 +497,12 @@ def load_to_measure(
     meta: dict,        # of the bundle; {} for a model without one
     seed: int | None,  # None: the training's
 ) -> Splits:
-    "The data as it was split for the training. Some of the classes are enough."
+    """The data as it was split for the training. Some of the classes are enough.
+
+    Arguments:
+        meta: of the bundle; {} for a model without one
+        seed: None: the training's
+    """
     how = dict(rare="keep") if is_path(parse_spec(str(data), 0, {})[0]) else {}
     return load(data, seed=meta.get("seed", 0) if seed is None else seed, **how)
 
@@ -465,7 +514,14 @@ def measured(
     split: str | None,   # as of `evaluate`
     folder: Path | None = None,  # for figures of what was measured
 ) -> dict:
-    "The scores, and which split they are of. What is doubtful about them goes to the log."
+    """The scores, and which split they are of. What is doubtful about them goes to the log.
+
+    Arguments:
+        meta: of its bundle; {} without one
+        splits: of its task, with classes that it knows
+        split: as of `evaluate`
+        folder: for figures of what was measured
+    """
     trained = meta.get("data", {})
     same = splits.fingerprint == trained.get("fingerprint", splits.fingerprint)
     learnt = same or str(splits.spec) == trained.get("spec")
@@ -489,28 +545,15 @@ def measured(
     return dict(split=chosen, **result)
 
 
-# %% ../nbs/91a_runs.ipynb #9944a951
-def refuse_other_classes(
-    predictor,
-    splits: Splits,
-) -> None:
-    "CourseError for data of another task, or with classes that the model does not know."
-    if predictor.task != splits.task:
-        raise CourseError(f"the bundle is for {predictor.task} data, this data is {splits.task}")
-    known, there = set(predictor.classes), set(splits.classes)
-    if not there - known: return
-    both = ",".join(name for name in splits.classes if name in known)
-    way = f"; '?classes={both}' measures the others" if both else ""
-    raise CourseError(
-        f"the bundle knows {', '.join(predictor.classes)}; the data has {', '.join(splits.classes)}; "
-        f"not in both: {', '.join(sorted(known ^ there))}{way}")
-
-
 # %% ../nbs/91a_runs.ipynb #8bde88a3
 def learnt_from_valid(
     meta: dict,  # of a bundle
 ) -> bool:
-    "Whether the validation images were trained on, too."
+    """Whether the validation images were trained on, too.
+
+    Arguments:
+        meta: of a bundle
+    """
     return any(meta.get("arguments", {}).get(name) for name in ("with_valid", "refit"))
 
 
@@ -518,7 +561,12 @@ def other_scales(
     splits,      # loaded data
     meta: dict,  # of a bundle
 ) -> str:
-    "What is to be said if images of more than 8 bits are shown by another scale than in training, or ''."
+    """What is to be said if images of more than 8 bits are shown by another scale than in training, or ''.
+
+    Arguments:
+        splits: loaded data
+        meta: of a bundle
+    """
     trained = meta.get("data", {}).get("scales", {})
     other = [kind for kind, scale in splits.scales.items() if list(scale) != list(trained.get(kind, scale))]
     if not other: return ""

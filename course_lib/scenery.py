@@ -16,7 +16,17 @@ from .painting import (LEAVES, PAINTS, WALLS, Camera, Canvas, Rng, Thing, paint_
 # %% ../nbs/02c_scenery.ipynb #e8975046
 @dataclass
 class Scene:
-    "What is where, in metres. Neither the size of the image nor the condition has a part in it."
+    """What is where, in metres. Neither the size of the image nor the condition has a part in it.
+
+    Arguments:
+        view: 'single', 'multi' or 'detection'
+        lane: width of a lane
+        width: of the road: its lanes and, sometimes, a strip for parking
+        pavement: width of each pavement
+        look: key of everything that is decoration: the sky, the houses, the road's surface
+        left: x of the road's left edge
+        things: all that stands in the street and is no vehicle
+    """
     view: str         # 'single', 'multi' or 'detection'
     camera: Camera
     lanes: int
@@ -265,7 +275,12 @@ def furnish(
     rng: Rng,
     clutter: float = 1.,  # how many things, against the usual number
 ) -> None:
-    "Put trees, lamps, people and boxes on both pavements, none right in front of the camera or of a vehicle."
+    """Put trees, lamps, people and boxes on both pavements, none right in front of the camera or of a vehicle.
+
+    Arguments:
+        scene: with its vehicles
+        clutter: how many things, against the usual number
+    """
     camera = scene.camera
     farthest = max([camera.depth(vehicle.x, vehicle.z) for vehicle in scene.vehicles], default=0)
     z = -30.

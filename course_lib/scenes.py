@@ -23,7 +23,11 @@ def squared(
     size: int,
 ) -> Images:
     """The same as squares from the cache of `pixels`, with the boxes in their pixels: each file is decoded
-    once."""
+    once.
+
+    Arguments:
+        dataset: of a detection task
+    """
     def look(part):
         numbers = progress(range(len(dataset)), "measuring images")
         part.write_text(json.dumps([dataset.read(i).shape[:2] for i in numbers]))
@@ -46,7 +50,11 @@ def mirrored(
     image: Tensor,  # [3, S, S]
     target: dict,
 ) -> tuple[Tensor, dict]:
-    "The other way round."
+    """The other way round.
+
+    Arguments:
+        image: [3, S, S]
+    """
     x1, y1, x2, y2 = target["boxes"].unbind(1)
     return image.flip(2), dict(
         target, boxes=torch.stack([image.shape[2] - x2, y1, image.shape[2] - x1, y2], 1)
@@ -63,7 +71,11 @@ class Scenes(Order):
 
     Augmented views cost as much as a step of training. So the first third of the epochs, or 8, make new
     ones, and the others take them in turn, mirrored or not; or every epoch makes its own, if there is
-    no room to keep 8 views of each image."""
+    no room to keep 8 views of each image.
+
+    Arguments:
+        training: shuffled and augmented
+    """
     def __init__(self,
         dataset: Images,
         task: Task,
@@ -91,7 +103,11 @@ class Scenes(Order):
         epoch: int,
         number: int,  # of the image
     ) -> tuple[Tensor, dict]:
-        "An image, uint8 [3, S, S], and its target."
+        """An image, uint8 [3, S, S], and its target.
+
+        Arguments:
+            number: of the image
+        """
         if not self.training: return view(self.images, number, self.size)
         if self.views < 8: return view(self.images, number, self.size, self.seed, epoch, self.zoom)
         place = epoch % self.views, number
@@ -103,7 +119,11 @@ class Scenes(Order):
         epoch: int,
         step: int,   # from 0
     ) -> tuple[Tensor, list[dict]]:
-        "Images and targets."
+        """Images and targets.
+
+        Arguments:
+            step: from 0
+        """
         images, targets = zip(*(self.view(epoch, int(number)) for number in self.numbers(epoch, step)))
         images = torch.stack(images).to(self.device).contiguous(memory_format=torch.channels_last)
         return images.float() / 255, list(targets)

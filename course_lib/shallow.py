@@ -18,7 +18,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from .core import CourseError, documented, log, models, progress, within
+from .core import CourseError, log, models, progress, within
 from .device import fast_type, threads
 from .data import Splits, pixels
 from .evaluation import decision_scores, single_label, temperature
@@ -32,7 +32,13 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
     """One linear score per class: minimises |w|^2 / 2 + C * sum of squared hinge losses, class against rest.
 
     The same objective as `sklearn.svm.LinearSVC`, solved for all classes at once by L-BFGS (Liu and Nocedal
-    1989): two large matrix products in each step. `decision_function` is [N, K], also for two classes."""
+    1989): two large matrix products in each step. `decision_function` is [N, K], also for two classes.
+
+    Arguments:
+        C: weight of the errors against the size of w, above 0
+        iterations: at most
+        tolerance: stop when no gradient is larger, relative to the first one
+    """
     def __init__(self,
         C: float = 1.0,           # weight of the errors against the size of w, above 0
         iterations: int = 60,     # at most
@@ -44,7 +50,12 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
         X: np.ndarray,  # float32 [N, D]
         y: np.ndarray,  # [N] labels
     ) -> "LinearSVM":
-        "Finds the weights. CourseError if there is only one class."
+        """Finds the weights. CourseError if there is only one class.
+
+        Arguments:
+            X: float32 [N, D]
+            y: [N] labels
+        """
         self.classes_, label = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2: raise CourseError("only one class to learn from: give two or more")
         x = torch.from_numpy(np.ascontiguousarray(X)).to(fast_type(X.size))    # [N, D]
@@ -75,7 +86,11 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
     def decision_function(self,
         X: np.ndarray,  # float32 [N, D]
     ) -> np.ndarray:
-        "The score f(x) = w x + b of each class [N, K]: 0 in the middle of the street, 1 and -1 at the kerbs."
+        """The score f(x) = w x + b of each class [N, K]: 0 in the middle of the street, 1 and -1 at the kerbs.
+
+        Arguments:
+            X: float32 [N, D]
+        """
         return X @ self.coef_.T + self.intercept_
 
     def predict(self, X: np.ndarray) -> np.ndarray:
@@ -86,7 +101,13 @@ class LinearSVM(ClassifierMixin, BaseEstimator):
 class Landmarks(TransformerMixin, BaseEstimator):
     """Features whose dot product is the kernel exp(-gamma |a - b|^2): a linear SVM on them is an RBF SVM.
 
-    Exact if every training image is a landmark; else Nystroem's approximation (Williams and Seeger 2001)."""
+    Exact if every training image is a landmark; else Nystroem's approximation (Williams and Seeger 2001).
+
+    Arguments:
+        gamma: 1 / width of the kernel, squared
+        count: landmarks at most
+        seed: which images become landmarks, if not all
+    """
     def __init__(self,
         gamma: float = 1.0,  # 1 / width of the kernel, squared
         count: int = 5000,   # landmarks at most
@@ -98,7 +119,12 @@ class Landmarks(TransformerMixin, BaseEstimator):
         X: np.ndarray,  # float32 [N, D]
         y=None,         # ignored
     ) -> "Landmarks":
-        "Chooses the landmarks and factors their kernel matrix: products of features are the kernel."
+        """Chooses the landmarks and factors their kernel matrix: products of features are the kernel.
+
+        Arguments:
+            X: float32 [N, D]
+            y: ignored
+        """
         chosen = np.random.default_rng(self.seed).permutation(len(X))[:self.count]
         self.landmarks_ = X[np.sort(chosen)]                                  # [M, D]
         kernel = rbf_kernel(self.landmarks_.astype(np.float64), gamma=self.gamma)  # [M, M]
@@ -112,7 +138,11 @@ class Landmarks(TransformerMixin, BaseEstimator):
     def transform(self,
         X: np.ndarray,  # float32 [N, D]
     ) -> np.ndarray:
-        "The features, float32 [N, M]."
+        """The features, float32 [N, M].
+
+        Arguments:
+            X: float32 [N, D]
+        """
         return rbf_kernel(X, self.landmarks_, gamma=self.gamma) @ self.root_
 
 # %% ../nbs/04_shallow.ipynb #35366ad1
@@ -124,7 +154,13 @@ def make_features(
     atoms: int,  # size of the patch dictionary
     seed: int,   # which patches
 ):
-    "The transformer from images to features."
+    """The transformer from images to features.
+
+    Arguments:
+        names: 'hog,lbp,color', 'patches', or both: 'patches,hog'
+        atoms: size of the patch dictionary
+        seed: which patches
+    """
     given = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     by_hand = tuple(name for name in given if name != "patches")
     parts = [PatchDictionary(atoms, seed=seed)] if "patches" in given else []
@@ -149,7 +185,14 @@ def fit_best(
     """The candidate with the highest validation accuracy, calibrated; its `about` says what was chosen.
 
     The temperature is found before refitting, on scores of validation images that the model has not seen.
-    CourseError if there is one class only, no validation image, or `size` is above 512 pixels."""
+    CourseError if there is one class only, no validation image, or `size` is above 512 pixels.
+
+    Arguments:
+        candidates: candidates(D) -> {what distinguishes it: classifier}, for features of D numbers
+        features: transformer from images to features
+        size: side of the images; None: their own size, within 32 and 64
+        refit: train the best one again, on training and validation images
+    """
     size = size or int(np.clip(min(splits.train.read(0).shape[:2]), 32, 64))
     within(1, LARGEST, input_size=size)
     n, K = len(splits.train), len(splits.classes)
@@ -221,7 +264,6 @@ def _machines(kernel, c, gamma, landmarks, seed):  # -> candidates(D) for `fit_b
 
 # %% ../nbs/04_shallow.ipynb #4e5dc6eb
 @models.register("svm")
-@documented
 def svm(
     splits: Splits,                 # single-label data
     input_size: int | None = None,  # side of the images; default: their own size, within 32 and 64
@@ -238,7 +280,20 @@ def svm(
 
     With `auto` and fewer than 5,000 training images it tries an rbf kernel on hog, lbp and color, and a line
     on patches, and takes what has the higher validation accuracy (see `about["tried"]`). From 5,000 on it
-    uses a line on all four. CourseError for a wrong option or another task."""
+    uses a line on all four. CourseError for a wrong option or another task.
+
+    Arguments:
+        splits: single-label data
+        input_size: side of the images; default: their own size, within 32 and 64
+        features: hog, lbp, color, patches, several joined by commas, or auto: validated
+        kernel: auto: what suits features and number of images
+        c: weight of the errors, about 1; default: chosen on the validation split
+        gamma: narrowness of the rbf kernel, about 1; default: chosen as c is
+        landmarks: the rbf kernel is exact up to so many images; default: 5,000
+        atoms: size of the patch dictionary; default: 200 below 5,000 images, else 800
+        refit: in the end, train on training and validation images together
+        seed: of patches and landmarks
+    """
     single_label(splits.task)
     _positive(input_size=input_size, c=c, gamma=gamma, landmarks=landmarks, atoms=atoms)
     if kernel not in ("auto", "linear", "rbf"):
@@ -266,7 +321,6 @@ def svm(
 
 # %% ../nbs/04_shallow.ipynb #ac1ef864
 @models.register("forest")
-@documented
 def forest(
     splits: Splits,                   # single-label data
     input_size: int | None = None,    # side of the images; default: their own size, within 32 and 64
@@ -276,7 +330,17 @@ def forest(
     refit: bool = True,               # in the end, train on training and validation images together
     seed: int = 0,                    # of the trees
 ) -> Shallow:
-    "A random forest (Breiman 2001) on handcrafted features. CourseError for a wrong option or another task."
+    """A random forest (Breiman 2001) on handcrafted features. CourseError for a wrong option or another task.
+
+    Arguments:
+        splits: single-label data
+        input_size: side of the images; default: their own size, within 32 and 64
+        features: hog, lbp, color, patches, several joined by commas
+        trees: in the forest
+        leaf: least images in a leaf; default: chosen on the validation split
+        refit: in the end, train on training and validation images together
+        seed: of the trees
+    """
     single_label(splits.task)
     _positive(input_size=input_size, trees=trees)
     within(1, 1e5, trees=trees)

@@ -22,7 +22,11 @@ def parse_options(
     options: dict[str, str],  # as they came with the spec
     **defaults,               # the options there are: name -> default, whose type is the option's type
 ) -> dict:
-    "All options with their values. CourseError for an unknown one, or one that is not of its type."
+    """All options with their values. CourseError for an unknown one, or one that is not of its type.
+
+    Arguments:
+        options: as they came with the spec
+    """
     values = dict(defaults)
     for name, text in options.items():
         if name not in defaults:
@@ -37,7 +41,12 @@ def wanted_classes(
     text: str,           # the option: 'cat,dog'
     classes: list[str],  # that the data has
 ) -> list[str]:
-    "The classes that are named, sorted. CourseError for one that the data does not have, or for none."
+    """The classes that are named, sorted. CourseError for one that the data does not have, or for none.
+
+    Arguments:
+        text: the option: 'cat,dog'
+        classes: that the data has
+    """
     names = sorted({name.strip() for name in text.split(",") if name.strip()})
     unknown = [name for name in names if name not in classes]
     if names and not unknown: return names
@@ -50,7 +59,13 @@ def parse_spec(
     seed: int,      # if the spec names none
     options: dict,  # over which those of the spec do not win
 ) -> tuple[str, int, dict[str, str]]:
-    "Name or path, seed, and the options as text. CourseError without a name or for a reserved option."
+    """Name or path, seed, and the options as text. CourseError without a name or for a reserved option.
+
+    Arguments:
+        spec: as for `load`
+        seed: if the spec names none
+        options: over which those of the spec do not win
+    """
     name, query = _name_and_query(str(spec))
     if not name:
         raise CourseError("the data has no name: give a name from `course data list`, a folder or a file")
@@ -80,14 +95,22 @@ def _exists(path: str) -> bool:
 def is_named(
     name: str,  # of a spec, without its options
 ) -> bool:
-    "Whether it is the name of a data set, registered already or defined in a later chapter."
+    """Whether it is the name of a data set, registered already or defined in a later chapter.
+
+    Arguments:
+        name: of a spec, without its options
+    """
     return name in sources.names()
 
 
 def is_path(
     name: str,  # of a spec, without its options
 ) -> bool:
-    "Whether a spec means a file or folder: it is no data set's name, and it is there or written like one."
+    """Whether a spec means a file or folder: it is no data set's name, and it is there or written like one.
+
+    Arguments:
+        name: of a spec, without its options
+    """
     if is_named(name): return False
     return any(c in name for c in "/\\.~ ") or _exists(name)
 
@@ -103,7 +126,11 @@ FLAGS = ("difficult", "truncated", "occluded")  # of an object
 def split_in(
     path: str,  # of a file
 ) -> str:
-    "The split that a word of its name or of a folder means, or '': 'a/instances_val2017.json' -> 'valid'."
+    """The split that a word of its name or of a folder means, or '': 'a/instances_val2017.json' -> 'valid'.
+
+    Arguments:
+        path: of a file
+    """
     words = (word for part in reversed(path.lower().split("/")) for word in re.findall("[a-z]+", part))
     return next((SPLITS[word] for word in words if word in SPLITS), "")
 
@@ -111,13 +138,26 @@ def split_in(
 def sounds_like_split(
     name: str,  # of a folder
 ) -> bool:
-    "Whether it may be a split under another name: 'Test_images', 'eval'."
+    """Whether it may be a split under another name: 'Test_images', 'eval'.
+
+    Arguments:
+        name: of a folder
+    """
     return not _LIKE_SPLITS.isdisjoint(re.findall("[a-z]+", name.lower()))
 
 # %% ../nbs/01a_specs.ipynb #687c17b7
 @dataclass(frozen=True)
 class Object:
-    "One annotated object."
+    """One annotated object.
+
+    Arguments:
+        name: its class
+        box: x1, y1, x2, y2 in pixels of the upright image; () where only the class is known
+        difficult: evaluation may leave it out
+        truncated: it goes on outside the image
+        occluded: something hides a part of it
+        index: its place in the annotation file, from 0
+    """
     name: str                # its class
     box: tuple               # x1, y1, x2, y2 in pixels of the upright image; () where only the class is known
     difficult: bool = False  # evaluation may leave it out
@@ -130,7 +170,11 @@ def detection_target(
     objects: Iterable[Object],
     number: dict[str, int],  # class name -> number from 0
 ) -> dict[str, np.ndarray]:
-    "As arrays: boxes float32 [N, 4] in pixels (x1, y1, x2, y2), labels int64 [N] from 1, flags bool [N]."
+    """As arrays: boxes float32 [N, 4] in pixels (x1, y1, x2, y2), labels int64 [N] from 1, flags bool [N].
+
+    Arguments:
+        number: class name -> number from 0
+    """
     objects = list(objects)
     boxes = np.array([o.box for o in objects], np.float32).reshape(-1, 4)
     labels = np.array([number[o.name] + 1 for o in objects], np.int64)  # 0 is background
@@ -143,7 +187,14 @@ LEVELS = ("error", "warning", "note")  # worst first
 
 @dataclass(frozen=True)
 class Finding:
-    "Something that was noticed in a data set."
+    """Something that was noticed in a data set.
+
+    Arguments:
+        level: 'error': breaks training or its result; 'warning': worth a look; 'note': good to know
+        kind: 'truncated', 'zero-area box', ...
+        where: a file, a class or a split
+        what: in plain words
+    """
     level: str  # 'error': breaks training or its result; 'warning': worth a look; 'note': good to know
     kind: str   # 'truncated', 'zero-area box', ...
     where: str  # a file, a class or a split

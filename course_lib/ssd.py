@@ -25,7 +25,15 @@ def rows(
     answers: Tensor,  # [B, n*V, h, w], of a convolution with n anchors at each cell
     values: int,      # V, the numbers of an anchor
 ) -> Tensor:          # [B, h*w*n, V], in the order of `anchors`: by row, column and anchor of the cell
-    "A map of answers as one row for each anchor."
+    """A map of answers as one row for each anchor.
+
+    Arguments:
+        answers: [B, n*V, h, w], of a convolution with n anchors at each cell
+        values: V, the numbers of an anchor
+
+    Returns:
+        [B, h*w*n, V], in the order of `anchors`: by row, column and anchor of the cell
+    """
     return answers.permute(0, 2, 3, 1).reshape(len(answers), -1, values)
 
 # %% ../nbs/14_ssd.ipynb #5fa6f291
@@ -49,7 +57,14 @@ def nodes(
 ) -> dict[int, str]:   # pixels per cell -> node
     """Where a network has its maps: of each stride the widest one, and of equally wide ones the last.
 
-    CourseError if it has none, cannot be traced, or is unknown."""
+    CourseError if it has none, cannot be traced, or is unknown.
+
+    Arguments:
+        name: one of `backbones`, or timm:NAME
+
+    Returns:
+        pixels per cell -> node
+    """
     published(name)
     node_names, cut = _tracing(name)
     with torch.device("meta"):  # shapes without numbers
@@ -73,7 +88,12 @@ def nodes(
 class Features(nn.Module):
     """A published network as maps: images [B, 3, S, S], 0..1, to a list of [B, C, s, s], s = S/8, S/16, S/32.
 
-    Its weights are random until `load`. Its normalisation is a part of it. CourseError as from `nodes`."""
+    Its weights are random until `load`. Its normalisation is a part of it. CourseError as from `nodes`.
+
+    Arguments:
+        name: one of `backbones`, or timm:NAME
+        finest: pixels per cell of the first map: 8, 16 or 32
+    """
     def __init__(self,
         name: str,        # one of `backbones`, or timm:NAME
         finest: int = 8,  # pixels per cell of the first map: 8, 16 or 32
@@ -112,7 +132,15 @@ def shapes_of(
     module: nn.Module,     # from images to maps
     size: int,             # side of the images in pixels
 ) -> list[torch.Size]:     # [2, C, h, w] of each map
-    "The shapes of its maps, without computing them."
+    """The shapes of its maps, without computing them.
+
+    Arguments:
+        module: from images to maps
+        size: side of the images in pixels
+
+    Returns:
+        [2, C, h, w] of each map
+    """
     nowhere = {name: value.to("meta") for name, value in module.state_dict().items()}
     return [x.shape for x in functional_call(module, nowhere, torch.empty(2, 3, size, size, device="meta"))]
 
@@ -120,12 +148,22 @@ def shapes_of(
 def halved(
     side: int,  # cells a side
 ) -> int:
-    "Cells a side of the next map: half, rounded up; of three cells one."
+    """Cells a side of the next map: half, rounded up; of three cells one.
+
+    Arguments:
+        side: cells a side
+    """
     return 1 if side == 3 else -(-side // 2)
 
 
 class Halve(nn.Conv2d):
-    "A 3x3 convolution from a map to the next: see `halved`."
+    """A 3x3 convolution from a map to the next: see `halved`.
+
+    Arguments:
+        inside: channels of the map
+        outside: of the next
+        groups: as many as channels: depthwise
+    """
     def __init__(self,
         inside: int,        # channels of the map
         outside: int,       # of the next
@@ -141,7 +179,11 @@ class Halve(nn.Conv2d):
 def norm(
     width: int,  # channels
 ) -> nn.GroupNorm:
-    "Group normalisation (Wu and He 2018) in groups of 8 channels or more: it works for one cell, too."
+    """Group normalisation (Wu and He 2018) in groups of 8 channels or more: it works for one cell, too.
+
+    Arguments:
+        width: channels
+    """
     return nn.GroupNorm(math.gcd(32, width, max(1, width // 8)), width)
 
 # %% ../nbs/14_ssd.ipynb #db0092c5
@@ -183,7 +225,12 @@ def _lite_extra(inside: int, outside: int) -> nn.Module:
 
 # %% ../nbs/14_ssd.ipynb #0713d57a
 class Pyramid(FeaturePyramidNetwork):
-    "A feature pyramid (Lin et al. 2017a): from a list of maps [B, C_k, h, w] to a list of [B, width, h, w]."
+    """A feature pyramid (Lin et al. 2017a): from a list of maps [B, C_k, h, w] to a list of [B, width, h, w].
+
+    Arguments:
+        widths: C_k
+        width: of all maps afterwards
+    """
     def __init__(self,
         widths: Sequence[int],  # C_k
         width: int,             # of all maps afterwards
@@ -194,7 +241,16 @@ class Pyramid(FeaturePyramidNetwork):
 
 # %% ../nbs/14_ssd.ipynb #406007bd
 class Maps(nn.Module):
-    "Images [B, 3, S, S], 0..1, to a list of maps: of a backbone, then ever coarser ones down to one cell."
+    """Images [B, 3, S, S], 0..1, to a list of maps: of a backbone, then ever coarser ones down to one cell.
+
+    Arguments:
+        backbone: any convolutional one of `backbones`, or timm:NAME
+        size: side of the images in pixels
+        head: plain, lite or shared
+        pyramid: channels of a feature pyramid; 0: none
+        finest: pixels per cell of the first map: 8, 16 or 32
+        width: channels of the maps behind the backbone
+    """
     def __init__(self,
         backbone: str,         # any convolutional one of `backbones`, or timm:NAME
         size: int,             # side of the images in pixels
@@ -220,7 +276,14 @@ class Maps(nn.Module):
 
 # %% ../nbs/14_ssd.ipynb #79822a57
 class Head(nn.Module):
-    "Maps to answers: two convolutions on each map, offsets and classes (Liu et al. 2016, section 2.1)."
+    """Maps to answers: two convolutions on each map, offsets and classes (Liu et al. 2016, section 2.1).
+
+    Arguments:
+        widths: channels of each map
+        boxes: anchors at a cell of each map
+        classes: K, without the background
+        style: plain or lite
+    """
     def __init__(self,
         widths: Sequence[int],  # channels of each map
         boxes: Sequence[int],   # anchors at a cell of each map
@@ -249,7 +312,13 @@ def _init_weights(head: nn.Module) -> None:
 
 # %% ../nbs/14_ssd.ipynb #5f019f90
 class SharedHead(nn.Module):
-    "Maps to answers by the same convolutions on every map, two for the offsets and two for the classes."
+    """Maps to answers by the same convolutions on every map, two for the offsets and two for the classes.
+
+    Arguments:
+        widths: channels of each map; the first is the width of all
+        boxes: anchors at a cell of each map: the same number everywhere
+        classes: K, without the background
+    """
     def __init__(self,
         widths: Sequence[int],  # channels of each map; the first is the width of all
         boxes: Sequence[int],   # anchors at a cell of each map: the same number everywhere
@@ -285,7 +354,11 @@ heads["shared"] = SharedHead
 def usual_ratios(
     maps: int,  # how many
 ) -> list[list[int]]:
-    "Aspect ratios as of SSD300 and SSD512: 2:1 on all maps, 3:1 on all but the first and the last two."
+    """Aspect ratios as of SSD300 and SSD512: 2:1 on all maps, 3:1 on all but the first and the last two.
+
+    Arguments:
+        maps: how many
+    """
     return ([[2]] + [[2, 3]] * (maps - 3) + [[2], [2]])[:maps]
 
 # %% ../nbs/14_ssd.ipynb #603b31d4
@@ -294,7 +367,19 @@ class SSD(nn.Module):
 
     loc [B, A, 4] are offsets as from `encode`, conf [B, A, K + 1] are logits, the first for the background,
     anchors [A, 4] are x1 y1 x2 y2 in pixels of the images. The weights are random until `load`. Frozen batch
-    normalisation keeps its statistics. CourseError for an unknown head or backbone, or one without maps."""
+    normalisation keeps its statistics. CourseError for an unknown head or backbone, or one without maps.
+
+    Arguments:
+        classes: K, without the background
+        backbone: any convolutional one of torchvision's classifiers, or timm:NAME
+        size: side of the images in pixels; other sizes work, with anchors to match
+        head: plain; lite: depthwise, as SSDLite; shared: one for all maps, as RetinaNet
+        pyramid: channels of a feature pyramid; 0: none
+        finest: pixels per cell of the first map: 8, 16 or 32
+        width: channels of the maps behind the backbone
+        smallest: scale of the first map's anchors, as a share of the image's side
+        largest: of the last map's
+    """
     normalisation = RAW
     def __init__(self,
         classes: int,                    # K, without the background
@@ -326,7 +411,12 @@ class SSD(nn.Module):
         shapes: Sequence,        # of the maps [B, C, h, w]
         image: tuple[int, int],  # height and width in pixels
     ) -> Tensor:
-        "The anchors, [A, 4] in pixels."
+        """The anchors, [A, 4] in pixels.
+
+        Arguments:
+            shapes: of the maps [B, C, h, w]
+            image: height and width in pixels
+        """
         return anchors([tuple(shape[2:]) for shape in shapes], self.scales, self.ratios, tuple(image))
 
     def load(self) -> "SSD":
@@ -354,7 +444,16 @@ def hardest(
     found: Tensor,  # int64 [B, A] from `match`; -1: background
     most: Tensor,   # [B], how many in each image; fewer if there are not so many
 ) -> tuple[Tensor, Tensor]:  # two times int64 [M]: the images, and the anchors
-    "The anchors without an object at which the network is most wrong, in all images (Liu et al. 2016, 2.2)."
+    """The anchors without an object at which the network is most wrong, in all images (Liu et al. 2016, 2.2).
+
+    Arguments:
+        conf: logits [B, A, K + 1]
+        found: int64 [B, A] from `match`; -1: background
+        most: [B], how many in each image; fewer if there are not so many
+
+    Returns:
+        two times int64 [M]: the images, and the anchors
+    """
     odds = (conf[..., 1:] - conf[..., :1]).exp_().sum(2)              # [B, A], against the background
     odds.masked_fill_(found >= 0, -1)
     values, order = odds.topk(min(math.ceil(most.max().item()), conf.shape[1]), 1)  # [B, most]
@@ -373,7 +472,18 @@ def multibox_sums(
     """The parts of SSD's loss for each image, not divided by anything (Liu et al. 2016, equations 1 to 3).
 
     An image without objects counts nothing unless `least` says so, as in the paper. Boxes must have passed
-    `check_boxes`."""
+    `check_boxes`.
+
+    Arguments:
+        outputs: loc [B, A, 4], conf [B, A, K + 1], anchors [A, 4]: what `SSD` returns
+        targets: for each image: boxes [N, 4] in the anchors' unit, labels [N] from 1 to K
+        negatives: anchors of the background that count, for each anchor with an object
+        threshold: the least IoU of an anchor and its object, besides its own
+        least: so many of the background count at least, in each image
+
+    Returns:
+        three times [B]: of the offsets, of the classes, anchors with an object
+    """
     loc, conf, grid = outputs["loc"], outputs["conf"], outputs["anchors"]
     boxes, labels = (part.to(loc.device) for part in pad_targets(targets))            # [B, N, 4], [B, N]
     found = match(grid, boxes, labels > 0, threshold)                                 # [B, A]
@@ -401,7 +511,15 @@ def multibox_loss(
 ) -> Tensor:                  # scalar; 0 for a batch without objects
     """SSD's loss (Liu et al. 2016, equation 1): offsets and classes, by the batch's anchors with an object.
 
-    With `least`, an image counts as if it had `least / negatives` such anchors, even if it has fewer."""
+    With `least`, an image counts as if it had `least / negatives` such anchors, even if it has fewer.
+
+    Arguments:
+        outputs: as for `multibox_sums`, likewise the others
+        balance: weight of the offsets
+
+    Returns:
+        scalar; 0 for a batch without objects
+    """
     offsets, classes, positives = multibox_sums(outputs, targets, negatives, threshold, least)
     counted = positives.clamp(min=least / max(negatives, 1)).sum()
     return (balance * offsets + classes).sum() / counted.clamp(min=1)

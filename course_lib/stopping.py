@@ -23,7 +23,11 @@ def stop(*_) -> None:
 def stop_in_time(
     seconds: float,  # after the signal
 ) -> None:
-    "End the process if it still runs so long after Ctrl-C. Not on Windows, where this needs other means."
+    """End the process if it still runs so long after Ctrl-C. Not on Windows, where this needs other means.
+
+    Arguments:
+        seconds: after the signal
+    """
     if os.name == "nt": return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

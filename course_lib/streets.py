@@ -41,7 +41,13 @@ def plan(
     split: str,  # 'train', 'valid' or 'test'
     index: int,  # of the image; in the single view its class is index % 5
 ) -> Scene:
-    "What is where, in metres, whatever the size and the condition. CourseError for an unknown view."
+    """What is where, in metres, whatever the size and the condition. CourseError for an unknown view.
+
+    Arguments:
+        view: 'single', 'multi' or 'detection'
+        split: 'train', 'valid' or 'test'
+        index: of the image; in the single view its class is index % 5
+    """
     if view not in VIEWS: raise CourseError(f"streets has no view '{view}': choose from {', '.join(VIEWS)}")
     rng = Rng("streets", view, seed, split, index)
     # 1. the road and the camera
@@ -228,7 +234,13 @@ def render(
     condition: str,         # a name of CONDITIONS
     backdrop: bool = True,  # False leaves out sky, road and houses, which own nothing
 ) -> tuple[Canvas, list[dict]]:
-    "The painted canvas and the labels of the vehicles on it."
+    """The painted canvas and the labels of the vehicles on it.
+
+    Arguments:
+        size: side of the image, in pixels
+        condition: a name of CONDITIONS
+        backdrop: False leaves out sky, road and houses, which own nothing
+    """
     light = CONDITIONS[condition]
     rng = Rng(scene.look)
     around = rng.uniform(-math.pi, math.pi)  # where the sun is
@@ -253,7 +265,15 @@ def draw(
 ) -> tuple[np.ndarray, list[dict]]:
     """An image, uint8 [size, size, 3], and its objects: dicts with name, box (x1, y1, x2, y2 in pixels),
     truncated, occluded, difficult and visible (the share of it that nothing covers). A pure function.
-    CourseError for an unknown view or condition."""
+    CourseError for an unknown view or condition.
+
+    Arguments:
+        view: 'single': one vehicle; 'multi': up to four; 'detection': up to seven, some far
+        split: 'train', 'valid' or 'test'
+        index: of the image
+        size: side of the image, in pixels
+        condition: 'day', 'dusk', 'night', 'rain', 'fog', or 'mixed': one of them for each image
+    """
     if condition not in (*CONDITIONS, "mixed"): raise CourseError(f"streets has no condition '{condition}'")
     if condition == "mixed": condition = Rng("condition", seed, split, index).pick(list(CONDITIONS))
     scene = plan(view, seed, split, index)
@@ -268,7 +288,12 @@ def annotate(
     index: int,
     size: int = 320,  # side of the image, in pixels
 ) -> list[dict]:
-    "The objects of `draw`, at a fraction of the cost: the backdrop and the condition change no box."
+    """The objects of `draw`, at a fraction of the cost: the backdrop and the condition change no box.
+
+    Arguments:
+        view: as for `draw`
+        size: side of the image, in pixels
+    """
     return render(plan(view, seed, split, index), size, "day", backdrop=False)[1]
 
 # %% ../nbs/02_streets.ipynb #023eabe1
@@ -330,7 +355,11 @@ def streets(
 
     Options: `view` single (default), multi or detection; `condition` day (default),
     dusk, night, rain, fog or mixed; `n` 500; `valid` n/5; `test` n/2; `size` 96, or 320 for detection.
-    CourseError for anything else."""
+    CourseError for anything else.
+
+    Arguments:
+        seed: another seed, other images
+    """
     o = parse_options(options, view="single", condition="day", n=500, valid=100, test=250, size=0)
     for name, allowed in (("view", VIEWS), ("condition", [*CONDITIONS, "mixed"])):
         if o[name] not in allowed:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import CourseError, Registry, documented, within
+from .core import CourseError, Registry, within
 from .data import SINGLE, Batches, Images, Splits, flip, pixels, shift, to_float
 
 if TYPE_CHECKING: from torchmetrics import MetricCollection
@@ -35,7 +35,17 @@ def constant(
     scores: list,   # on the validation split, of the epochs so far
     patience: int,  # epochs without a better score before "plateau" lowers the learning rate
 ) -> float:         # share of the learning rate, 0..1
-    "Always the whole learning rate. All schedules take these arguments."
+    """Always the whole learning rate. All schedules take these arguments.
+
+    Arguments:
+        step: from 0
+        steps: of the whole run
+        scores: on the validation split, of the epochs so far
+        patience: epochs without a better score before "plateau" lowers the learning rate
+
+    Returns:
+        share of the learning rate, 0..1
+    """
     return 1.0
 
 # %% ../nbs/05_training.ipynb #547e81b3
@@ -75,7 +85,12 @@ def plateau(step, steps, scores, patience) -> float:
 
 # %% ../nbs/05_training.ipynb #e445de30
 class BatchRng(torch.Generator):
-    "A source of randomness for the augmentation of a batch."
+    """A source of randomness for the augmentation of a batch.
+
+    Arguments:
+        epoch: of the batch, from 0
+        numbers: of its images in their split, [B]
+    """
     epoch: int           # of the batch, from 0
     numbers: np.ndarray  # of its images in their split, [B]
 
@@ -100,7 +115,16 @@ def flipped(
     rng: BatchRng,
     classes: int,     # K
 ) -> tuple[Tensor, Tensor]:  # images and targets
-    "Each image mirrored left to right, or not, with equal chance. All augmentations take these arguments."
+    """Each image mirrored left to right, or not, with equal chance. All augmentations take these arguments.
+
+    Arguments:
+        images: [B, 3, S, S]
+        targets: [B], or [B, K]
+        classes: K
+
+    Returns:
+        images and targets
+    """
     return flip(images, rng), targets
 
 
@@ -133,7 +157,11 @@ def groups(
 ) -> list[dict]:  # parameter groups for an optimizer of PyTorch
     """Matrices and filters with weight decay; biases and normalization, which have one dimension, without.
 
-    A parameter with an attribute `lr_scale` gets that share of the learning rate."""
+    A parameter with an attribute `lr_scale` gets that share of the learning rate.
+
+    Returns:
+        parameter groups for an optimizer of PyTorch
+    """
     found = {}  # (weight decay, share of the learning rate) -> parameters
     for p in model.parameters():
         if not p.requires_grad: continue
@@ -165,10 +193,34 @@ def sgd(
 Balance = Literal["none", "loss", "sampling"]  # what is done about rare classes
 
 
-@documented
 @dataclass(frozen=True)
 class Recipe:
-    "How to train: what decides a run besides model and data. CourseError for values that make no sense."
+    """How to train: what decides a run besides model and data. CourseError for values that make no sense.
+
+    Arguments:
+        epochs: passes through the training images
+        batch_size: images behind each step of the optimizer, over all processes
+        learning_rate: the highest that the schedule reaches
+        weight_decay: pull of the weights towards 0; biases and normalization are spared
+        loss: what training makes small; by default the task's own
+        optimizer: how weights make a step; sgd has Nesterov momentum
+        momentum: of sgd and muon, 0..1
+        schedule: how the learning rate goes on; plateau: a tenth when stuck
+        warmup: epochs in which the learning rate climbs from 0
+        plateau_patience: epochs without a better score before plateau lowers the learning rate
+        label_smoothing: share of each target that is spread over all classes, 0..1
+        balance: rare classes: weigh more in the loss, or are drawn as often as others
+        augment: changes to training images, joined by commas; ssd, near: for boxes
+        progressive_resizing: side of the first epoch's images, as a share of the whole; grows to 1
+        grad_clip: gradients longer than this are shortened to it; 0: none
+        accumulate: parts in which a batch is worked through, to save memory
+        precision: auto: the fastest that is safe
+        channels_last: channels next to each other in memory: faster convolutions
+        ema: decay of the moving average of the weights, 0..1; 0: none
+        early_stopping_patience: epochs without a better score before training stops; 0: never
+        keep: weights in the end: the last, or the best on validation images
+        seed: of weights, order and augmentation
+    """
     epochs: int = 30                   # passes through the training images
     batch_size: int = 64               # images behind each step of the optimizer, over all processes
     learning_rate: float = 0.003       # the highest that the schedule reaches
@@ -232,7 +284,13 @@ def learning_rate(
     per_epoch: int,     # steps
     scores: Sequence[float] = (),  # on the validation split, of the epochs so far
 ) -> float:
-    "The learning rate of a step: first the warm-up, then the schedule over what is left."
+    """The learning rate of a step: first the warm-up, then the schedule over what is left.
+
+    Arguments:
+        step: from 0, over all epochs
+        per_epoch: steps
+        scores: on the validation split, of the epochs so far
+    """
     warm = round(recipe.warmup * per_epoch)  # steps
     if step < warm: return recipe.learning_rate * (step + 1) / warm
     steps = recipe.epochs * per_epoch - warm
@@ -247,7 +305,11 @@ losses = Registry("loss", "losses.register")
 
 @tasks.register("single-label")
 class Classification:
-    "One class per image: cross-entropy, and torchmetrics over the whole split."
+    """One class per image: cross-entropy, and torchmetrics over the whole split.
+
+    Arguments:
+        input_size: side of the images in pixels
+    """
     score = "accuracy"  # of the metrics, the one to watch; more is better
 
     def __init__(self,
@@ -274,7 +336,11 @@ class Classification:
         device: torch.device,
         training: bool = False,  # shuffled and augmented
     ) -> "Loader":
-        "The batches of a split."
+        """The batches of a split.
+
+        Arguments:
+            training: shuffled and augmented
+        """
         return Loader(dataset, self, device, training)
 
     def loss(self,
@@ -282,7 +348,12 @@ class Classification:
         targets: Tensor,  # class numbers [B], or probabilities [B, K]
     ) -> Tensor:
         """The recipe's loss, or the mean cross-entropy with the recipe's label smoothing
-        (Szegedy et al. 2016, section 7), in which images of rare classes weigh more if it says so."""
+        (Szegedy et al. 2016, section 7), in which images of rare classes weigh more if it says so.
+
+        Arguments:
+            outputs: logits [B, K]
+            targets: class numbers [B], or probabilities [B, K]
+        """
         if self.recipe.loss: return losses[self.recipe.loss](outputs, targets, self.class_shares)
         smoothing = self.recipe.label_smoothing
         if self.recipe.balance != "loss": return F.cross_entropy(outputs, targets, label_smoothing=smoothing)
@@ -306,7 +377,15 @@ def image_weights(
     targets: Tensor,       # class numbers [B], or probabilities [B, K]
     class_shares: Tensor,  # of the training images, [K], 0..1; a class without images counts like the rarest
 ) -> Tensor:               # [B]
-    "How much each image counts: as the inverse of its class's share. The mean over the training images is 1."
+    """How much each image counts: as the inverse of its class's share. The mean over the training images is 1.
+
+    Arguments:
+        targets: class numbers [B], or probabilities [B, K]
+        class_shares: of the training images, [K], 0..1; a class without images counts like the rarest
+
+    Returns:
+        [B]
+    """
     present = class_shares > 0
     shares = class_shares.clamp(min=class_shares[present].min())  # [K]
     weights = (1 / (present.sum() * shares)).to(targets.device, torch.float32)
@@ -317,7 +396,15 @@ def channel_statistics(
     images: np.ndarray,   # uint8 [N, H, W, 3]
     most: int = 20_000,   # about so many images are looked at
 ) -> tuple[tuple, tuple]:  # three means and three standard deviations
-    "Mean and standard deviation of each channel, 0..1."
+    """Mean and standard deviation of each channel, 0..1.
+
+    Arguments:
+        images: uint8 [N, H, W, 3]
+        most: about so many images are looked at
+
+    Returns:
+        three means and three standard deviations
+    """
     chosen = images[::max(1, len(images) // most)]     # [n, H, W, 3]
     counts = np.zeros((3, 256))
     for start in range(0, len(chosen), 256):           # in parts: counting needs eight bytes for each
@@ -336,7 +423,15 @@ def drawn_evenly(
     seed: int,
     epoch: int,           # from 0
 ) -> np.ndarray:          # [N]
-    "The images of an epoch, drawn with replacement: each draw takes every class with the same chance."
+    """The images of an epoch, drawn with replacement: each draw takes every class with the same chance.
+
+    Arguments:
+        targets: class numbers [N]
+        epoch: from 0
+
+    Returns:
+        [N]
+    """
     _, number, count = np.unique(targets, return_inverse=True, return_counts=True)
     chances = 1 / (len(count) * count[number])  # [N], of each image in each draw
     return np.random.default_rng((seed, epoch)).choice(len(targets), len(targets), p=chances)
@@ -347,7 +442,11 @@ class EvenBatches(Batches):
     def order(self,
         epoch: int,  # from 0
     ) -> np.ndarray:
-        "The indices of the images of an epoch, [N]; some come several times, some not at all."
+        """The indices of the images of an epoch, [N]; some come several times, some not at all.
+
+        Arguments:
+            epoch: from 0
+        """
         if self._epoch != epoch:
             self._order = drawn_evenly(self.targets.numpy(), self.seed, epoch)
             self._epoch = epoch
@@ -355,7 +454,12 @@ class EvenBatches(Batches):
 
 # %% ../nbs/05_training.ipynb #984d0a7a
 class Loader:
-    "Batches as a network takes them: on the device, augmented if for training, normalized."
+    """Batches as a network takes them: on the device, augmented if for training, normalized.
+
+    Arguments:
+        task: input size, mean and standard deviation, recipe
+        training: shuffled and augmented
+    """
     def __init__(self,
         dataset: Images,
         task: Classification,  # input size, mean and standard deviation, recipe
@@ -382,7 +486,11 @@ class Loader:
         epoch: int,
         step: int,   # from 0
     ) -> tuple[Tensor, Tensor]:
-        "Images, float32 [B, 3, S, S] with about zero mean and unit variance, and targets."
+        """Images, float32 [B, 3, S, S] with about zero mean and unit variance, and targets.
+
+        Arguments:
+            step: from 0
+        """
         images, targets = self.batches.batch(epoch, step)
         images = images.to(self.device, non_blocking=True)
         targets = targets.to(self.device, non_blocking=True)
@@ -424,7 +532,12 @@ def side_at(
     epoch: int,      # from 0
     recipe: Recipe,
 ) -> int:
-    "The side of the images in an epoch: small at first, 16 at least, whole in the last quarter and epoch."
+    """The side of the images in an epoch: small at first, 16 at least, whole in the last quarter and epoch.
+
+    Arguments:
+        side: of the images, in pixels
+        epoch: from 0
+    """
     grown = min(1.0, epoch / (0.75 * recipe.epochs))
     if epoch == recipe.epochs - 1: grown = 1.0
     share = recipe.progressive_resizing + (1 - recipe.progressive_resizing) * grown

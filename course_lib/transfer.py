@@ -53,7 +53,13 @@ def last_linear(
 class Backbone(nn.Module):
     """A published network without its head, or whole: images [B, 3, S, S], 0..1, to [B, width].
 
-    Its weights are random until `load`. Its normalisation is a part of it."""
+    Its weights are random until `load`. Its normalisation is a part of it.
+
+    Arguments:
+        name: one of `backbones`, or timm:NAME
+        enlarge: smaller images are enlarged to this side
+        whole: keep its head: what comes out are its own logits, not embeddings
+    """
     def __init__(self,
         name: str,           # one of `backbones`, or timm:NAME
         enlarge: int = 128,  # smaller images are enlarged to this side
@@ -98,7 +104,17 @@ def embeddings(
     device: str = "auto", # cpu, cuda, mps, or auto: the best there is
     precision: str = "auto",  # as in a recipe
 ) -> np.ndarray:          # float32 [N, views, width], memory-mapped, read only
-    "What the backbone says about each image: computed once, read from a file after that."
+    """What the backbone says about each image: computed once, read from a file after that.
+
+    Arguments:
+        input_size: side of the images in pixels
+        views: of each image, 1, 2 or 6: see `tta_views`
+        device: cpu, cuda, mps, or auto: the best there is
+        precision: as in a recipe
+
+    Returns:
+        float32 [N, views, width], memory-mapped, read only
+    """
     if not len(dataset): return np.zeros((0, views, backbone.width), np.float32)
     def write(part):
         found = embed(backbone, pixels(dataset, input_size), views, device, precision)
@@ -115,7 +131,16 @@ def embed(
     device: str = "auto",  # likewise
     precision: str = "auto",
 ) -> np.ndarray:           # float32 [N, views, width]
-    "The same without the file. CourseError for numbers too large for half precision."
+    """The same without the file. CourseError for numbers too large for half precision.
+
+    Arguments:
+        images: uint8 [N, S, S, 3]
+        views: as for `embeddings`
+        device: likewise
+
+    Returns:
+        float32 [N, views, width]
+    """
     device, found = device_of(device), []
     backbone = fused(backbone).to(device, memory_format=torch.channels_last)
     half = half_type(device, precision) or torch.float32
@@ -155,7 +180,12 @@ def fingerprint(
 
 # %% ../nbs/09_transfer.ipynb #bb54670c
 class Embedded:
-    "A task whose images have become embeddings; loss and metrics are those of the task with images."
+    """A task whose images have become embeddings; loss and metrics are those of the task with images.
+
+    Arguments:
+        task: of the images
+        vectors: key of a split -> float32 [N, views, width]
+    """
     def __init__(self,
         task,           # of the images
         vectors: dict,  # key of a split -> float32 [N, views, width]
@@ -174,7 +204,11 @@ class Embedded:
 
 # %% ../nbs/09_transfer.ipynb #3c596643
 class Vectors:
-    "Batches of embeddings, float32 [B, width]; in training one view of each image, drawn by chance."
+    """Batches of embeddings, float32 [B, width]; in training one view of each image, drawn by chance.
+
+    Arguments:
+        vectors: [N, views, width]
+    """
     def __init__(self,
         vectors: np.ndarray,  # [N, views, width]
         dataset: Images,
@@ -211,7 +245,11 @@ class Vectors:
 def learn_head(
     job: Job,  # its model has a `backbone` and a `head`; its task is that of the images
 ) -> History:
-    "Train the head on embeddings of the images (and of their mirror images, if the recipe has `flip`)."
+    """Train the head on embeddings of the images (and of their mirror images, if the recipe has `flip`).
+
+    Arguments:
+        job: its model has a `backbone` and a `head`; its task is that of the images
+    """
     model, recipe, splits = job.model, job.recipe, job.splits
     views = 2 if "flip" in recipe.augment else 1
     def vectors(dataset, views):
@@ -223,7 +261,11 @@ def learn_head(
 # %% ../nbs/09_transfer.ipynb #41b52125
 class Transfer(nn.Module):
     """A backbone and a new head: images [B, 3, S, S], 0..1, to logits [B, K]. What is frozen keeps its
-    statistics."""
+    statistics.
+
+    Arguments:
+        classes: K
+    """
     normalisation = RAW
     def __init__(self,
         backbone: Backbone,
@@ -290,7 +332,13 @@ def unfreeze(
     last: int,           # so many stages learn, counted from the end; the others are frozen
     decay: float = 1.0,  # the learning rate of a stage, as a share of that of the next
 ) -> None:
-    "Say which stages learn, and how fast."
+    """Say which stages learn, and how fast.
+
+    Arguments:
+        groups: from `stages`
+        last: so many stages learn, counted from the end; the others are frozen
+        decay: the learning rate of a stage, as a share of that of the next
+    """
     for i, group in enumerate(reversed(groups)):
         for p in group: p.requires_grad, p.lr_scale = i < last, decay ** (i + 1)
 
@@ -300,7 +348,13 @@ def phases(
     stages: int,    # of the backbone
     epochs: int,    # altogether
 ) -> list[tuple[int, int]]:
-    "How many stages learn, and for how many epochs, step by step. CourseError for another strategy."
+    """How many stages learn, and for how many epochs, step by step. CourseError for another strategy.
+
+    Arguments:
+        strategy: frozen, progressive or full
+        stages: of the backbone
+        epochs: altogether
+    """
     if strategy == "frozen": return []
     if strategy == "full": return [(stages, epochs)]
     if strategy != "progressive": raise CourseError(f"strategy={strategy}: use frozen, progressive or full")
@@ -317,7 +371,16 @@ def learn_transfer(
     stage_lr_decay: float = 0.9,  # learning rate of a stage, as a share of that of the next
 ) -> History:
     """Train the head, then as much of the backbone as the strategy says. CourseError if the weights are
-    not available."""
+    not available.
+
+    Arguments:
+        job: its model is a `Transfer`
+        strategy: frozen: the head alone; progressive: one more stage at a time; full: all
+        weights: published, or none: random ones
+        head_epochs: epochs of the head alone, on embeddings that are computed once
+        head_lr: learning rate of the head alone
+        stage_lr_decay: learning rate of a stage, as a share of that of the next
+    """
     if weights not in ("published", "none"): raise CourseError(f"weights={weights}: use published or none")
     within(0, 1, stage_lr_decay=stage_lr_decay)
     groups = [] if strategy == "frozen" else stages(job.model.backbone)
@@ -333,7 +396,12 @@ def part_of(
     name: str,       # of the part
     recipe: Recipe,  # of the part
 ) -> Job:
-    "A part of a job, with a folder of its own."
+    """A part of a job, with a folder of its own.
+
+    Arguments:
+        name: of the part
+        recipe: of the part
+    """
     return replace(job, recipe=recipe, folder=job.folder and Path(job.folder) / name)
 
 
@@ -352,7 +420,15 @@ def follow(
     stage_lr_decay: float,        # learning rate of a stage, as a share of that of the next
     head: Recipe | None,          # by which the head alone learns first; None: not at all
 ) -> History:
-    "Train the head, then so many stages, for so many epochs, as the plan says."
+    """Train the head, then so many stages, for so many epochs, as the plan says.
+
+    Arguments:
+        plan: of `phases`
+        job: its model has a `backbone` and a `head`
+        groups: the backbone's stages
+        stage_lr_decay: learning rate of a stage, as a share of that of the next
+        head: by which the head alone learns first; None: not at all
+    """
     model = job.model
     done = [step(part_of(job, "head", head), learn_head)] if head else []
     for last, epochs in plan:
@@ -366,7 +442,12 @@ def step(
     job: Job,         # of this step
     learn: Callable,  # learn(job) trains the model
 ) -> History:
-    "Take a step of the plan; when resuming, a step that was finished is read from its folder."
+    """Take a step of the plan; when resuming, a step that was finished is read from its folder.
+
+    Arguments:
+        job: of this step
+        learn: learn(job) trains the model
+    """
     if not job.folder: return learn(job)
     path = Path(job.folder) / "done.pt"
     if job.resume and path.is_file():
@@ -384,7 +465,11 @@ def step(
 def joined(
     histories: list[History],  # of one model, one after the other
 ) -> History:
-    "One history; the epochs are counted through."
+    """One history; the epochs are counted through.
+
+    Arguments:
+        histories: of one model, one after the other
+    """
     rows = [row for history in histories for row in history.rows]
     rows = [dict(row, epoch=i + 1) for i, row in enumerate(rows)]
     return replace(histories[-1], rows=rows, before=len(rows) - len(histories[-1].rows))
@@ -397,7 +482,13 @@ def transfer(
     backbone: str = "mobilenet_v2",  # of torchvision's classifiers that end in a linear layer, or timm:NAME
     enlarge: int = 128,              # smaller images are enlarged to this side
 ) -> nn.Module:
-    "A published backbone and a new head."
+    """A published backbone and a new head.
+
+    Arguments:
+        classes: K
+        backbone: of torchvision's classifiers that end in a linear layer, or timm:NAME
+        enlarge: smaller images are enlarged to this side
+    """
     body = Backbone(backbone, enlarge)
     if body.fixed and enlarge not in (128, body.size):  # 128 is what nobody asked for
         raise CourseError(f"enlarge={enlarge} does nothing: {backbone} takes {body.size} pixels")

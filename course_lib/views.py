@@ -22,7 +22,13 @@ def check_target(
     classes: int,  # K
     name: str,     # of the file, for the error
 ) -> None:
-    "Refuse what `check_boxes` refuses and labels above K: CourseError with the file and the box's number."
+    """Refuse what `check_boxes` refuses and labels above K: CourseError with the file and the box's number.
+
+    Arguments:
+        target: boxes [N, 4] and labels [N]
+        classes: K
+        name: of the file, for the error
+    """
     check_boxes(target["boxes"], target["labels"], name)
     if (bad := torch.as_tensor(target["labels"]) > classes).any():
         i = int(bad.nonzero()[0])
@@ -41,7 +47,13 @@ def train_transforms(
     crop: bool,         # cut pieces out
     zoom: float = 4.0,  # the largest canvas, as a multiple of the image's side; 1: none
 ) -> v2.Transform:
-    "SSD's augmentation (Liu et al. 2016, sections 2.2 and 3.6) for a pair of tv_tensors.Image and a target."
+    """SSD's augmentation (Liu et al. 2016, sections 2.2 and 3.6) for a pair of tv_tensors.Image and a target.
+
+    Arguments:
+        size: side of the images in pixels
+        crop: cut pieces out
+        zoom: the largest canvas, as a multiple of the image's side; 1: none
+    """
     away = [v2.RandomZoomOut(FILL, side_range=(1.0, zoom))] if zoom > 1 else []
     cut = [v2.RandomIoUCrop(trials=10)] if crop else []
     return v2.Compose([*away, *cut, v2.RandomHorizontalFlip(), v2.Resize((size, size)),
@@ -59,7 +71,18 @@ def view(
 ) -> tuple[Tensor, dict]:      # uint8 [3, size, size]; boxes float32 [N, 4] in pixels, labels int64 [N]
     """An image as a detector takes it: both sides to `size`. The same (seed, epoch, number): the same image.
 
-    CourseError with the name of the file and the number of the box for a target that cannot be trained on."""
+    CourseError with the name of the file and the number of the box for a target that cannot be trained on.
+
+    Arguments:
+        dataset: of a detection set
+        number: of the image in it
+        size: side in pixels
+        epoch: for augmentation; None: only resized
+        zoom: as for `train_transforms`
+
+    Returns:
+        uint8 [3, size, size]; boxes float32 [N, 4] in pixels, labels int64 [N]
+    """
     array, target = dataset[number]
     check_target(target, len(dataset.classes), dataset.names[number])
     target = {name: torch.as_tensor(value) for name, value in target.items()}
@@ -83,6 +106,14 @@ def batch_of(
     seed: int = 0,
     epoch: int | None = None,
 ) -> tuple[Tensor, list[dict]]:  # float32 [B, 3, size, size], 0..1, and a target for each
-    "A batch of examples, as `view` makes them. CourseError as from there."
+    """A batch of examples, as `view` makes them. CourseError as from there.
+
+    Arguments:
+        numbers: which of them, [B]
+        size: as for `view`, likewise the others
+
+    Returns:
+        float32 [B, 3, size, size], 0..1, and a target for each
+    """
     images, targets = zip(*(view(dataset, int(number), size, seed, epoch) for number in numbers))
     return torch.stack(images).float() / 255, list(targets)

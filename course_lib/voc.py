@@ -33,7 +33,11 @@ _YES = {"true", "yes"}
 def read_flag(
     text: str,  # as written: '0', 'True', 'Unspecified'
 ) -> bool | None:
-    "Whether a flag is set; None for a text that means neither yes nor no."
+    """Whether a flag is set; None for a text that means neither yes nor no.
+
+    Arguments:
+        text: as written: '0', 'True', 'Unspecified'
+    """
     word = text.strip().lower()
     number = _number(word)
     if word in _NO or number == 0: return False
@@ -44,7 +48,11 @@ def read_flag(
 def loose_name(
     name: str,  # of a file, with or without folders and ending
 ) -> str:
-    "The name without what differs between systems: case, percent-encoding, the way accents are composed."
+    """The name without what differs between systems: case, percent-encoding, the way accents are composed.
+
+    Arguments:
+        name: of a file, with or without folders and ending
+    """
     return unicodedata.normalize("NFC", unquote(name).casefold())
 
 # %% ../nbs/01d_voc.ipynb #758dfdbc
@@ -103,7 +111,14 @@ def read_flags(
     xml: str,                 # the annotation file
     findings: list[Finding],  # to which is added what was found
 ) -> dict[str, bool]:
-    "The flags that are set. One that means nothing is a finding: 'difficult' changes what is measured."
+    """The flags that are set. One that means nothing is a finding: 'difficult' changes what is measured.
+
+    Arguments:
+        written: each flag, as written
+        about: the object: 'object 0 (cat)'
+        xml: the annotation file
+        findings: to which is added what was found
+    """
     flags = {}
     for flag, text in written.items():
         value = read_flag(text)
@@ -128,7 +143,12 @@ def parsed_xml(
     data: bytes,  # the content of the file
     names: Callable[[ElementTree.Element], Iterable[str]],  # the classes that are named below its root
 ) -> ElementTree.Element:
-    "The tree of an xml in its encoding. ParseError, LookupError or ValueError for a broken or hostile file."
+    """The tree of an xml in its encoding. ParseError, LookupError or ValueError for a broken or hostile file.
+
+    Arguments:
+        data: the content of the file
+        names: the classes that are named below its root
+    """
     if b"<!ENTITY" in data.replace(b"\0", b""):  # also in UTF-16
         raise ValueError("it defines entities, as no annotation has to, and a trap would: take them out")
     try: return ElementTree.fromstring(data)
@@ -149,7 +169,12 @@ def voc_xml(
     item: Item,     # with its record, which knows the size of its image
     filename: str,  # of the image
 ) -> bytes:
-    "A Pascal VOC annotation."
+    """A Pascal VOC annotation.
+
+    Arguments:
+        item: with its record, which knows the size of its image
+        filename: of the image
+    """
     root = ElementTree.Element("annotation")
     _add(root, "filename", filename)
     size = _add(root, "size")
@@ -195,7 +220,13 @@ def boxes_as_meant(
     form: str,                # what the format says that they are: CORNERS or CORNER_SIZE
     findings: list[Finding],  # to which is added what was found
 ) -> list[Item]:
-    "The items with boxes as x1, y1, x2, y2 in pixels, without those whose boxes cannot be understood."
+    """The items with boxes as x1, y1, x2, y2 in pixels, without those whose boxes cannot be understood.
+
+    Arguments:
+        items: as `examined` returns them; each box is four numbers as written
+        form: what the format says that they are: CORNERS or CORNER_SIZE
+        findings: to which is added what was found
+    """
     items = [_in_pixels(item, findings) for item in items]
     alike = defaultdict(list)  # a split, which one tool has written -> its items
     for item in items: alike[item.split].append(item)
@@ -299,7 +330,11 @@ def _voc_key(name: str) -> str:
 
 # %% ../nbs/01d_voc.ipynb #15183187
 class PairedImages:
-    "Images that have annotation files of their own; each is given to one of these."
+    """Images that have annotation files of their own; each is given to one of these.
+
+    Arguments:
+        xmls: the annotation files
+    """
 
     def __init__(self,
         files: Files,
@@ -317,7 +352,11 @@ class PairedImages:
     def distance(self,
         xml: str,  # the annotation file
     ) -> int:
-        "How far the xml's name is from an image's: 0 if they are equal, 1 if they are alike, 2 otherwise."
+        """How far the xml's name is from an image's: 0 if they are equal, 1 if they are alike, 2 otherwise.
+
+        Arguments:
+            xml: the annotation file
+        """
         key = _voc_key(xml)
         return 0 if key in self.by_key.exact else 1 if self.by_key.get(key) else 2
 
@@ -325,7 +364,12 @@ class PairedImages:
         xml: str,       # the annotation file
         filename: str,  # of the image, as it is written there
     ) -> str:
-        "The image of the xml's own name, else of the `filename` in it. LookupError if there is not just one."
+        """The image of the xml's own name, else of the `filename` in it. LookupError if there is not just one.
+
+        Arguments:
+            xml: the annotation file
+            filename: of the image, as it is written there
+        """
         key, told = _voc_key(xml), PurePosixPath(filename)
         same_stem = self.by_stem.get(PurePosixPath(xml).stem)
         if "/" in key and not self.apart:  # not a/0 for b/0

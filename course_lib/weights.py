@@ -30,7 +30,14 @@ RAW = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and deviation that leave images
 
 @dataclass(frozen=True)
 class Weights:
-    "Published weights, and how the images were prepared that they learnt from."
+    """Published weights, and how the images were prepared that they learnt from.
+
+    Arguments:
+        name: of the library that publishes them
+        file: what follows its last '-' begins its sha256, where that is a hash
+        mean: of each channel, 0..1
+        size: side of the images in pixels
+    """
     name: str    # of the library that publishes them
     file: str    # what follows its last '-' begins its sha256, where that is a hash
     mean: tuple  # of each channel, 0..1
@@ -42,7 +49,11 @@ def at_hand(
     file: str,  # of weights
 ) -> Path | None:
     """Where a file lies on this computer: in torch's cache, else in a package. CourseError if it is
-    damaged. None: nowhere."""
+    damaged. None: nowhere.
+
+    Arguments:
+        file: of weights
+    """
     places = [Path(torch.hub.get_dir()) / "checkpoints"]
     for package in PACKAGES:
         if spec := find_spec(package): places += map(Path, spec.submodule_search_locations)
@@ -60,7 +71,11 @@ backbones.update(dict.fromkeys(zoo.list_models(zoo), "torchvision"))
 def published(
     name: str,  # one of `backbones`, or timm:NAME
 ) -> list[Weights]:
-    "The weights that are published for a network, the best first. CourseError for an unknown name."
+    """The weights that are published for a network, the best first. CourseError for an unknown name.
+
+    Arguments:
+        name: one of `backbones`, or timm:NAME
+    """
     if name.startswith("timm:"): return timm_weights(name.removeprefix("timm:"))
     backbones[name]
     best = zoo.get_model_weights(name).DEFAULT
@@ -74,7 +89,11 @@ def published(
 def timm_weights(
     name: str,  # of timm
 ) -> list[Weights]:
-    "The same from timm."
+    """The same from timm.
+
+    Arguments:
+        name: of timm
+    """
     import timm
     if not timm.is_model(name):
         raise CourseError(
@@ -89,7 +108,12 @@ def build(
     name: str,                       # one of `backbones`, or timm:NAME
     weights: Weights | None = None,  # None: random
 ) -> nn.Module:
-    "A network with its own head, [B, 3, S, S] to [B, 1000]. It may download."
+    """A network with its own head, [B, 3, S, S] to [B, 1000]. It may download.
+
+    Arguments:
+        name: one of `backbones`, or timm:NAME
+        weights: None: random
+    """
     if name.startswith("timm:"):
         import timm
         return timm.create_model(name.removeprefix("timm:"), pretrained=weights is not None)
@@ -104,7 +128,11 @@ def as_published(
     net: nn.Module,  # GoogLeNet or Inception
 ) -> None:
     """As torchvision leaves them with published weights: without their further heads, with a scaling of
-    their own."""
+    their own.
+
+    Arguments:
+        net: GoogLeNet or Inception
+    """
     net.aux_logits, net.transform_input = False, True
     for part in {"aux1", "aux2", "AuxLogits"} & net._modules.keys(): setattr(net, part, None)
 
@@ -113,7 +141,11 @@ def pretrained(
     name: str,  # one of `backbones`, or timm:NAME
 ) -> tuple[nn.Module, Weights]:
     """A network with the best weights that are here, else with the best of all, downloaded; and what they
-    want."""
+    want.
+
+    Arguments:
+        name: one of `backbones`, or timm:NAME
+    """
     choices = published(name)
     for weights in choices:
         if path := at_hand(weights.file): return from_file(name, weights, path), weights
@@ -130,7 +162,11 @@ def from_file(
     weights: Weights,
     path: Path,
 ) -> nn.Module:
-    "A network with weights from a file, and a line in the log that says so."
+    """A network with weights from a file, and a line in the log that says so.
+
+    Arguments:
+        name: one of `backbones`, or timm:NAME
+    """
     cached, own = torch_cache() / weights.file, name.removeprefix("timm:")
     tell_source(f"{name}: {weights.file} from {'the cache of torch' if path == cached else 'a package'}")
     if own == name:  # torchvision looks into torch's cache

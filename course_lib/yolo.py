@@ -57,7 +57,11 @@ def around(
     files: Files,
     wanted: Callable[[str], bool],  # whether a file of that name may describe the data
 ) -> Files:
-    "The same files, or all from the folder on in which a wanted file lies, if it lies further out."
+    """The same files, or all from the folder on in which a wanted file lies, if it lies further out.
+
+    Arguments:
+        wanted: whether a file of that name may describe the data
+    """
     if not files.prefix or any(map(wanted, files.names)): return files
     for n in range(files.prefix.count("/"))[::-1]:
         whole = files.seen_from("".join(f"{part}/" for part in files.prefix.split("/")[:n]))
@@ -169,7 +173,12 @@ def shares_in_pixels(
     width: int,   # of the image, in pixels
     height: int,
 ) -> tuple:
-    "A box of shares in pixels; what sticks out of the image by less than half a pixel is cut off."
+    """A box of shares in pixels; what sticks out of the image by less than half a pixel is cut off.
+
+    Arguments:
+        box: x1, y1, x2, y2
+        width: of the image, in pixels
+    """
     sides = (width, height, width, height)
     pixels = [share * side for share, side in zip(box, sides)]
     inside = [min(max(value, 0.0), side) for value, side in zip(pixels, sides)]
@@ -269,7 +278,11 @@ def _split_of(
 def folder_split(
     image: str,  # its path
 ) -> str:
-    "The split after which one of the image's folders is called, or ''."
+    """The split after which one of the image's folders is called, or ''.
+
+    Arguments:
+        image: its path
+    """
     return next((SPLITS[part] for part in image.lower().split("/")[:-1] if part in SPLITS), "")
 
 
@@ -458,7 +471,11 @@ def refuse_half_divided(
     layout: str,        # in which folders are the splits
     items: list[Item],
 ) -> None:
-    "CourseError if some of the items are in splits and others are not."
+    """CourseError if some of the items are in splits and others are not.
+
+    Arguments:
+        layout: in which folders are the splits
+    """
     if len({bool(item.split) for item in items}) > 1:
         raise CourseError(f"{layout} holds a split for each image or for none: choose the layout voc")
 
@@ -467,7 +484,11 @@ def say_difficult_is_lost(
     layout: str,            # that has no such flag
     items: Iterable[Item],
 ) -> None:
-    "Log how many objects were difficult."
+    """Log how many objects were difficult.
+
+    Arguments:
+        layout: that has no such flag
+    """
     difficult = sum(thing.difficult for item in items for thing in item.objects)
     what = "%s has no flag 'difficult': %d objects are ordinary ones now"
     if difficult: log.warning(what, layout, difficult)

@@ -15,7 +15,7 @@ from course_lib.notebooks import for_lab, write_student
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 if not CHROMIUM: pytest.skip("needs Chromium", allow_module_level=True)
 
 CELLS = """
@@ -113,4 +113,5 @@ def test_bars_leave_nothing_and_figures_are_described(page):
     height = "document.querySelectorAll('.jp-Cell')[0].querySelector('.jp-Cell-outputWrapper')?.offsetHeight || 0"
     assert shown.evaluate(height) <= 24  # two empty outputs
     assert shown.evaluate("document.querySelectorAll('.jp-OutputArea img').length") == 1
+    assert shown.evaluate("(image => image.naturalWidth / image.width)(document.querySelector('.jp-OutputArea img'))") == pytest.approx(2, abs=0.05)
     assert "an empty figure for this test" in shown.inner_text(".jp-Cell:nth-of-type(2) .jp-OutputArea >> text=an empty figure")

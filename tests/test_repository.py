@@ -1,5 +1,6 @@
 "The repository agrees with itself: notebooks and modules, reading order and import order, needs and pins."
 import ast
+import inspect
 import os
 import re
 import shlex
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from configparser import ConfigParser
+from importlib import import_module
 
 import pytest
 from making import FRUIT, encoded, fruit, fruit_coco, fruit_folders, fruit_yolo, put
@@ -15,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from course_lib.cli import main
+from course_lib.core import comments_in
 from course_lib.notebooks import chapters, checkout, code_cells, imports, number_of, read, source
 
 ROOT = checkout()
@@ -31,16 +34,34 @@ def content(folder):
     return {file.relative_to(folder).as_posix(): unix(file) for file in files if file.is_file()}
 
 
-@pytest.mark.parametrize("command", ["nbdev.clean.nbdev_clean", "nbdev.doclinks.nbdev_export"])
-def test_cleaning_and_exporting_change_nothing(command, tmp_path):
+CLEAN = "from nbdev.clean import nbdev_clean; nbdev_clean()"
+EXPORT = "from nbdev.doclinks import nbdev_export; nbdev_export()"
+DOCUMENT = "from pathlib import Path; from course_lib.notebooks import document; document(Path())"
+
+
+@pytest.mark.parametrize("commands", [[CLEAN], [EXPORT, DOCUMENT]], ids=["clean", "export"])
+def test_cleaning_and_exporting_change_nothing(commands, tmp_path):
     for name in ("nbs", "course_lib"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     for name in ("settings.ini", "pyproject.toml", "setup.py", "README.md"): shutil.copy(ROOT / name, tmp_path)
-    before, (module, function) = content(tmp_path), command.rsplit(".", 1)
-    subprocess.run([sys.executable, "-c", f"from {module} import {function}; {function}()"], cwd=tmp_path, check=True)
+    before = content(tmp_path)
+    for command in commands: subprocess.run([sys.executable, "-c", command], cwd=tmp_path, check=True)
     after = content(tmp_path)
     assert before.keys() == after.keys()
     assert [name for name in before if before[name] != after[name]] == []
+
+
+@pytest.mark.parametrize("name", [path.stem for path in MODULES])
+def test_help_says_what_each_argument_is(name):
+    "`help`, Shift+Tab and editors read docstrings, not comments."
+    module = import_module(f"course_lib.{name}")
+    own = [thing for what in module.__all__ if inspect.isroutine(thing := getattr(module, what)) or inspect.isclass(thing)]
+    for thing in own:
+        if thing.__module__ != module.__name__ or not thing.__doc__: continue
+        signature = re.split(r'^ +r?"', inspect.getsource(thing), maxsplit=1, flags=re.M)[0]
+        comments = comments_in(signature)
+        missing = [argument for argument, comment in comments.items() if f"    {argument}: {comment}" not in inspect.getdoc(thing)]
+        assert missing == [], f"{thing.__qualname__}: {missing}: run `make export`"
 
 
 def test_every_module_comes_from_one_notebook():

@@ -18,6 +18,7 @@ from course_lib import evaluate, fit, load, open_model, runs, train
 from course_lib.cli import main
 from course_lib.core import CourseError, models, networks, open_bundle
 from course_lib.loop import History
+from course_lib.predictions import asking
 from course_lib.predictors import about_training
 from course_lib.runs import LEFT, place_for, verdict, with_best, words_of
 from course_lib.training import Recipe
@@ -217,7 +218,7 @@ def test_what_fit_gives_back_evaluates_predicts_and_saves(here):
     for a, b in zip(done.predictor.predict(splits.test), open_model("m").predict(splits.test)):
         assert np.array_equal(a.probabilities, b.probabilities)
     assert len(repr(done)) < 200 and len(repr(splits)) < 200 and len(repr(splits.train)) < 200
-    with pytest.raises(CourseError, match="is not of `fit`"): _ = History().predictor
+    with pytest.raises(CourseError, match="is not of one training"): _ = History().predictor
 
 
 def test_a_bundle_that_could_not_be_opened_again_is_refused(here):
@@ -348,7 +349,7 @@ def test_a_detector_of_a_plug_in_answers_in_pixels_of_the_image():
         def detect(self, images, least):
             assert all(image.shape == (10, 10, 3) for image in images)
             return [dict(boxes=np.array([[1, 2, 5, 10], [0, 0, 1, 1.0]]), labels=np.array([2, 1]), scores=np.array([0.9, 0.4]))] * len(images)
-    one, = runs.asking(Finder()).predict(np.zeros((20, 50, 3), np.uint8))
+    one, = asking(Finder()).predict(np.zeros((20, 50, 3), np.uint8))
     assert one.labels == ["b"] and one.boxes.tolist() == [[5, 4, 25, 20]] and one.size == (50, 20)
 
 
