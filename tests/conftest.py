@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from course_lib.notebooks import budget, chapters, is_lesson, read, run, student, with_trials, wrong_answers
+from course_lib.notebooks import budget, chapters, is_lesson, read, run, with_student, with_trials, wrong_answers
 
 PATHS = chapters()
 LESSONS = [path for path in PATHS if is_lesson(path)]
@@ -18,30 +18,14 @@ def pytest_addoption(parser):
 @pytest.fixture(scope="session")
 def ran(request):
     """Every notebook that a selected test asks for, run in the chosen profile, with trials of wrong answers behind its
-    checks: {name: Run}."""
-    def edit(nb, path): return with_trials(nb, wrong_answers(MUTANTS / f"{path.stem}.py"))
-    only = _asked_for(request, "ran")
-    return request.config.stash.setdefault(COST, _run(request, "build/tests", only=only, edit=edit))
-
-
-@pytest.fixture(scope="session")
-def blank(request):
-    "The student editions, without solutions, of the lessons that a selected test asks for: {name: Run}."
-    only = _asked_for(request, "blank")
-    return _run(request, "build/tests/blank", only=only, edit=lambda nb, path: student(nb))
-
-
-def _asked_for(request, fixture):
-    "The names of the notebooks on which the selected tests use a fixture."
-    items = [item for item in request.session.items if fixture in item.fixturenames]
-    return sorted({item.callspec.params["path"].stem for item in items})
-
-
-def _run(request, out, **how):
-    "The lines that the runner prints are shown while it works."
+    checks, and of the blank edition behind all: {name: Run}. The lines that the runner prints are shown meanwhile."""
+    def edit(nb, path): return with_student(with_trials(nb, wrong_answers(MUTANTS / f"{path.stem}.py")))
+    items = [item for item in request.session.items if "ran" in item.fixturenames]
+    only = sorted({item.callspec.params["path"].stem for item in items})
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\nnotebooks, to {out}:")
-        return {run_.name: run_ for run_ in run(request.config.getoption("--profile"), out=out, **how)}
+        print("\nnotebooks, to build/tests:")
+        runs = run(request.config.getoption("--profile"), only, out="build/tests", edit=edit)
+    return request.config.stash.setdefault(COST, {run_.name: run_ for run_ in runs})
 
 
 def pytest_terminal_summary(terminalreporter, config):

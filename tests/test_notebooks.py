@@ -14,8 +14,8 @@ import pytest
 from conftest import LESSONS, PATHS
 
 from course_lib.core import CourseError, layouts, models, sources
-from course_lib.notebooks import (band, blemishes, budget, checkout, code_cells, collect, glossary, leaderboard, number_of,
-                                  outside, overrides, parameters, prose, read, records, reported, run, source, stale, trials,
+from course_lib.notebooks import (as_student, band, blemishes, budget, checkout, code_cells, collect, glossary, leaderboard, number_of,
+                                  outside, overrides, parameters, prose, read, records, reported, run, source, stale, student, trials,
                                   uses, write, write_student)
 from course_lib.notebooks import blank as blank_of
 
@@ -69,10 +69,15 @@ def test_checks_pass_twice_and_refuse_wrong_answers(path, ran):
 
 
 @each_lesson
-def test_blank_student_edition_scores_zero(path, blank):
-    error, (passed, _) = blank[path.stem].error, blank[path.stem].checks
-    assert not error, f"only a check cell may need a solution: {error}"
-    assert passed == 0, "a check passes without a solution"
+def test_blank_student_edition_scores_zero(path, ran):
+    tried = as_student(read(ran[path.stem].path))
+    assert not tried["error"], f"only a check cell may need a solution: {tried['error']}"
+    assert tried["passed"] == 0, "a check passes without a solution"
+
+
+def test_a_student_edition_runs_as_a_learner_has_it(pytestconfig):
+    done = run(pytestconfig.getoption("--profile"), ["00"], out="build/tests/blank", edit=lambda nb, path: student(nb))[0]
+    assert not done.error and done.checks[0] == 0 < done.checks[1]
 
 
 @each_notebook
