@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['VARIANCES', 'LARGEST', 'intersection_and_union', 'iou', 'giou', 'xyxy_to_cxcywh', 'cxcywh_to_xyxy', 'linear_scales',
-           'per_cell', 'shapes', 'anchors', 'pad_targets', 'bipartite', 'match', 'encode', 'decode', 'nms',
+           'per_cell', 'shapes', 'anchors', 'pad_targets', 'bipartite', 'match', 'encode', 'decode', 'nms', 'soft_nms',
            'check_boxes']
 
 # %% ../nbs/13_boxes.ipynb #bc076fab
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import batched_nms
-from .core import CourseError
+from .core import CourseError, within
 
 # %% ../nbs/13_boxes.ipynb #f133522e
 def _planes(
@@ -367,11 +367,64 @@ def nms(
     images = none if images is None else images
     group = images * (labels.max() + 1) + labels
     kept = batched_nms(boxes.double() - boxes.min(), scores.double(), group, threshold).sort().values
+    return _best_of_each(kept, scores, images, top)
+
+
+def _best_of_each(kept: Tensor, scores: Tensor, images: Tensor, top: int) -> Tensor:
+    "The numbers `kept`, rising so far, by image, then by falling score; at most `top` of each image."
     kept = kept[scores[kept].argsort(descending=True, stable=True)]
     kept = kept[images[kept].argsort(stable=True)]
     place = images[kept].contiguous()
-    rank = torch.arange(len(kept), device=boxes.device) - torch.searchsorted(place, place)  # within the image
+    rank = torch.arange(len(kept), device=kept.device) - torch.searchsorted(place, place)  # within the image
     return kept[rank < top]
+
+# %% ../nbs/13_boxes.ipynb #e948938b
+def soft_nms(
+    boxes: Tensor,                   # [K, 4], x1 y1 x2 y2 in any unit, of all images and classes
+    scores: Tensor,                  # [K], not below 0
+    labels: Tensor | None = None,    # int64 [K], the classes, from 0; None: one class
+    images: Tensor | None = None,    # int64 [K], the images, from 0; None: one image
+    sigma: float = 0.5,              # the larger, the less a score sinks
+    least: float = 0.001,            # boxes whose new score is not higher are removed
+    top: int = 200,                  # at most so many stay in each image
+) -> tuple[Tensor, Tensor]:          # int64 [M], the numbers of the boxes that stay; their new scores [M]
+    """Soft-NMS for each class of each image of a batch: boxes that overlap with a better one lose score by
+    a Gaussian (Bodla et al. 2017, equation 3). CourseError for a sigma that is not positive.
+
+    The order is that of `nms`, by the new scores.
+
+    Arguments:
+        boxes: [K, 4], x1 y1 x2 y2 in any unit, of all images and classes
+        scores: [K], not below 0
+        labels: int64 [K], the classes, from 0; None: one class
+        images: int64 [K], the images, from 0; None: one image
+        sigma: the larger, the less a score sinks
+        least: boxes whose new score is not higher are removed
+        top: at most so many stay in each image
+
+    Returns:
+        int64 [M], the numbers of the boxes that stay; their new scores [M]
+    """
+    within(1e-6, 1e6, sigma=sigma)
+    none = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+    if not len(boxes): return none, scores
+    labels = none if labels is None else labels
+    images = none if images is None else images
+    group = images * (labels.max() + 1) + labels
+    _, group, sizes = group.unique(return_inverse=True, return_counts=True)           # from 0, none is empty
+    numbers = pad_sequence(group.argsort(stable=True).split(sizes.tolist()), True, -1)  # [G, M], -1: none
+    place = boxes.double()[numbers]                                                   # [G, M, 4]
+    left = scores.double()[numbers].where(numbers >= 0, 0)                            # [G, M]
+    new, row = torch.zeros_like(left), torch.arange(len(left), device=boxes.device)
+    while (left > least).any():
+        score, best = left.max(1)                                                     # [G], first of equals
+        new[row, best] += score                                                       # 0 if none is left
+        left = left * (-iou(place[row, best][:, None], place)[:, 0] ** 2 / sigma).exp()
+        left[row, best] = 0
+    final = torch.zeros_like(scores, dtype=torch.float64)                             # [K]
+    final[numbers[numbers >= 0]] = new[numbers >= 0]
+    kept = _best_of_each((final > least).nonzero()[:, 0], final, images, top)
+    return kept, final[kept].to(scores.dtype)
 
 # %% ../nbs/13_boxes.ipynb #e1077b00
 def check_boxes(

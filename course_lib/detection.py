@@ -7,7 +7,7 @@ __all__ = ['ERROR_KINDS', 'detections', 'place_in', 'CocoMetric', 'AveragePrecis
 
 # %% ../nbs/15_detection.ipynb #e9cf7581
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.ops import box_area
-from .boxes import decode, intersection_and_union, iou, nms
+from .boxes import decode, intersection_and_union, iou, nms, soft_nms
 from .core import Bundle, CourseError, formats, predictors, within
 from .data import DETECTION, Splits, resize
 from .ssd import SSD, heads, multibox_loss
@@ -34,9 +34,10 @@ def detections(
     outputs: dict,            # loc [B, A, 4], conf [B, A, K + 1], anchors [A, 4] in pixels: of `SSD`
     size: int,                # side of the images in pixels: no box reaches beyond
     least: float = 0.01,      # the lowest probability of a detection, 0..1
-    threshold: float = 0.45,  # boxes of a class with a higher IoU are duplicates
+    threshold: float = 0.45,  # boxes of a class with a higher IoU are duplicates, if suppression is hard
     most: int = 200,          # candidates of each class and image, before duplicates go
     top: int = 100,           # detections of each image
+    suppression: Literal["hard", "soft"] = "hard",  # of duplicates: removed, or scores lowered by `soft_nms`
 ) -> list[dict]:              # for each image: boxes [M, 4] in pixels, labels [M] from 1, scores [M], falling
     """What a detector says, as boxes: softmax, decoding and suppression for a whole batch (Liu et al.
     2016, section 3.7).
@@ -45,19 +46,19 @@ def detections(
         outputs: loc [B, A, 4], conf [B, A, K + 1], anchors [A, 4] in pixels: of `SSD`
         size: side of the images in pixels: no box reaches beyond
         least: the lowest probability of a detection, 0..1
-        threshold: boxes of a class with a higher IoU are duplicates
+        threshold: boxes of a class with a higher IoU are duplicates, if suppression is hard
         most: candidates of each class and image, before duplicates go
         top: detections of each image
+        suppression: of duplicates: removed, or scores lowered by `soft_nms`
 
     Returns:
         for each image: boxes [M, 4] in pixels, labels [M] from 1, scores [M], falling
     """
     loc, grid = outputs["loc"].float(), outputs["anchors"]
     scores = outputs["conf"].float().softmax(2)[..., 1:]                              # [B, A, K]
-    (B, A, K), limit, counts = scores.shape, top, scores.new_zeros(len(scores))
-    # [B], whether there are other candidates
-    more = torch.ones_like(counts, dtype=torch.bool)
-    while (more & (counts < top)).any():  # the best are enough, if enough of them stay
+    (B, A, K), limit = scores.shape, top
+    more = scores.new_ones(B, dtype=torch.bool)  # whether other candidates could change the list
+    while more.any():
         limit = min(4 * limit, A * K)
         values, place = scores.flatten(1).topk(limit, 1)                              # [B, limit], falling
         b, rank = (values > least).nonzero(as_tuple=True)                             # [M]
@@ -65,9 +66,15 @@ def detections(
         own = place_in(b * K + k) < most
         b, a, k, score = b[own], a[own], k[own], score[own]
         boxes = decode(loc[b, a], grid[a]).clamp(0, size)                             # [M, 4]
-        kept = nms(boxes, score, k, b, threshold, top)
-        counts, more = torch.bincount(b[kept], minlength=B), (values[:, -1] > least) & (limit < A * K)
-    parts = zip(*(values.split(counts.tolist()) for values in (boxes[kept], k[kept] + 1, score[kept])))
+        if suppression == "soft": kept, score = soft_nms(boxes, score, k, b, least=least, top=top)
+        else:
+            kept = nms(boxes, score, k, b, threshold, top)
+            score = score[kept]
+        b, last = b[kept], values[:, -1]  # no other candidate is above the last one
+        settled = torch.bincount(b[score >= last[b]], minlength=B)
+        more = (settled < top) & (last > least) & (limit < A * K)
+    counts = torch.bincount(b, minlength=B).tolist()
+    parts = zip(*(values.split(counts) for values in (boxes[kept], k[kept] + 1, score)))
     return [dict(boxes=own, labels=labels, scores=values) for own, labels, values in parts]
 
 # %% ../nbs/15_detection.ipynb #54633740
@@ -191,6 +198,7 @@ class Detector(Saved):
         arguments: of that function
         threshold: detections that are less probable are not shown
         about: how it was made
+        suppression: of duplicates, as of `detections`
     """
     classes: list[str]      # K names
     size: int               # side of the images that the model takes
@@ -199,6 +207,7 @@ class Detector(Saved):
     threshold: float = 0.5  # detections that are less probable are not shown
     about: dict = field(default_factory=dict)  # how it was made
     task: str = DETECTION
+    suppression: Literal["hard", "soft"] = "hard"  # of duplicates, as of `detections`
     bundle_format: ClassVar[str] = "detector"
     fit = "squash"
     batch = 8
@@ -206,6 +215,8 @@ class Detector(Saved):
     def __post_init__(self):
         super().__post_init__()
         within(0, 1, threshold=self.threshold)
+        if self.suppression not in ("hard", "soft"):
+            raise CourseError(f"suppression={str(self.suppression)[:60]}: use hard or soft")
 
     def detect(self,
         images: Sequence[np.ndarray],  # uint8 [H, W, 3], of any sizes
@@ -228,7 +239,8 @@ class Detector(Saved):
         return found
 
     def _found(self, squares, shapes, least):  # uint8 [S, S, 3] each; height and width of their images
-        answers = detections(self._answers(np.stack(squares)), self.size, least)
+        outputs = self._answers(np.stack(squares))
+        answers = detections(outputs, self.size, least, suppression=self.suppression)
         return [enlarged(answer, shape, self.size) for answer, shape in zip(answers, shapes)]
 
     def _answer(self, squares, shapes, top_k, threshold):  # as of `Predicts`
@@ -252,7 +264,9 @@ class Detector(Saved):
 
 # %% ../nbs/15_detection.ipynb #93fb9803
 @formats.register("detector")
-def load_detector(bundle: Bundle) -> Detector: return Detector.load(bundle)
+def load_detector(bundle: Bundle) -> Detector:
+    older = {"suppression": "hard"}  # what bundles without this field meant
+    return Detector.load(replace(bundle, meta=older | bundle.meta))
 
 
 def enlarged(
@@ -375,6 +389,7 @@ def trained_detector(
     job: Job,         # that was done
     arguments: dict,  # of that function
     history: History,
+    suppression: Literal["hard", "soft"] = "hard",  # of duplicates: remove them, or lower their scores
 ) -> Detector:
     """The network as a predictor, with the threshold from which on its detections are shown, found on the
     validation split.
@@ -383,10 +398,11 @@ def trained_detector(
         name: in `networks`
         job: that was done
         arguments: of that function
+        suppression: of duplicates: remove them, or lower their scores
     """
     valid = job.splits.valid
     trained = Detector(job.model, job.splits.classes, job.input_size, name, arguments,
-                       about=about_training(job, history))
+                       about=about_training(job, history), suppression=suppression)
     trained.scales = job.splits.scales
     if len(valid):
         found = [one for i in range(len(valid)) for one in trained.detect([valid.read(i)])]

@@ -39,7 +39,7 @@ from .combine import concat
 from .evaluation import temperature
 from .training import LEAST, Recipe
 from .loop import History, Job, forget, learn, make_task, reserve
-from .options import NAMED, OF_RECIPES, Idle, refuse_idle
+from .options import NAMED, OF_RECIPES, Idle, choices, refuse_idle
 from .predictions import Predicts
 
 # %% ../nbs/05c_predictors.ipynb #9129a898
@@ -457,7 +457,7 @@ def train_network(
     if DETECTION not in architecture.tasks and len(splits.classes) < 2:
         raise CourseError("only one class in the data: a classifier needs two or more")
     if input_size is not None: within(LEAST, 4096, input_size=input_size)
-    if options.get("tta", 1) not in TTA_VIEWS: raise CourseError(f"tta={options['tta']}: use 1, 2 or 6")
+    for p in arguments_of(predictors[splits.task])[4:]: _refuse_others(p, options)
     def take(parameters): return {p.name: options.pop(p.name) for p in parameters if p.name in options}
     recipe = Recipe(**{**architecture.defaults, **take(arguments_of(Recipe))})
     how = take(arguments_of(architecture.learn)[1:])
@@ -494,6 +494,15 @@ def _found_rate(job: Job) -> float:
     log.info(f"range test: {found}")
     if job.folder: write_figure(found.plot(), job.folder / "learning_rate.png")
     return found.suggestion
+
+
+# %% ../nbs/05c_predictors.ipynb #b931c646
+def _refuse_others(option: inspect.Parameter, asked: dict) -> None:
+    "CourseError for a value that the option does not offer, before a training that would be in vain."
+    offered, value = choices(option.annotation), asked.get(option.name, option.default)
+    if not offered or value in offered: return
+    listed = ", ".join(map(str, offered)).rsplit(", ", 1)
+    raise CourseError(f"{option.name}={value}: use {' or '.join(listed)}")
 
 
 # %% ../nbs/05c_predictors.ipynb #1212695d

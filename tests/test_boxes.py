@@ -15,7 +15,7 @@ from torchvision.ops import nms as torchvision_nms
 
 from course_lib import boxes as module
 from course_lib.boxes import (VARIANCES, anchors, bipartite, check_boxes, cxcywh_to_xyxy, decode, encode, giou, iou,
-                              linear_scales, match, nms, pad_targets, per_cell, shapes, xyxy_to_cxcywh)
+                              linear_scales, match, nms, pad_targets, per_cell, shapes, soft_nms, xyxy_to_cxcywh)
 from course_lib.core import CourseError
 from course_lib.data import load
 
@@ -347,6 +347,53 @@ def test_nms_of_boxes_in_far_apart_groups_is_as_exact_as_alone(rng):
     assert torch.equal(nms(boxes, torch.linspace(1, 0, 300), groups, groups), alone)
 
 
+def soft_nms_by_force(boxes, scores, sigma, least):
+    "The new scores of a class, {number: score}, one box after the other in double precision."
+    boxes, scores, left, new = boxes.double(), scores.double().clone(), list(range(len(boxes))), {}
+    while left:
+        best = max(left, key=lambda i: (scores[i].item(), -i))
+        left.remove(best)
+        new[best] = scores[best].item()
+        for i in left: scores[i] *= (-iou(boxes[best:best + 1], boxes[i:i + 1])[0, 0] ** 2 / sigma).exp()
+    return {i: score for i, score in new.items() if score > least}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_soft_nms_is_brute_force(kind, rng):
+    for case in range(30):
+        n, sigma, least = int(torch.randint(0, 30, (1,), generator=rng)), (0.5, 0.05, 5.0)[case % 3], (0.001, 0.1)[case % 2]
+        boxes, scores = some(rng, n, kind), torch.randint(0, 6, (n,), generator=rng) / 6
+        given = scores.clone()
+        kept, new = soft_nms(boxes, scores, sigma=sigma, least=least)
+        expected = soft_nms_by_force(boxes, scores, sigma, least)
+        assert torch.equal(scores, given) and kept.dtype == torch.int64 and kept.shape == new.shape and new.dtype == torch.float32
+        assert kept.tolist() == sorted(expected, key=lambda i: (-expected[i], i))
+        assert torch.allclose(new, torch.tensor([expected[i] for i in kept.tolist()])) and (new.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("n", [0, 1, 60, 400])
+def test_soft_nms_keeps_classes_and_images_apart_and_its_order(n, rng):
+    boxes, scores = some(rng, n, "random") - 150.0, torch.randint(0, 20, (n,), generator=rng) / 20
+    labels, images = torch.randint(1, 5, (n,), generator=rng), torch.randint(0, 4, (n,), generator=rng) * 2  # no image 1
+    expected, values = [], {}
+    for image in range(0, 8, 2):
+        own = []
+        for label in range(1, 5):
+            numbers = ((images == image) & (labels == label)).nonzero()[:, 0]
+            found = soft_nms_by_force(boxes[numbers], scores[numbers], 0.5, 0.001)
+            values |= {numbers[i].item(): score for i, score in found.items()}
+            own += numbers[list(found)].tolist()
+        expected += sorted(own, key=lambda i: (-values[i], i))[:25]
+    kept, new = soft_nms(boxes, scores, labels, images, top=25)
+    assert kept.tolist() == expected and torch.allclose(new, torch.tensor([values[i] for i in expected]))
+
+
+@pytest.mark.parametrize("sigma", [0, -1.0, math.nan, math.inf, "0.5", None])
+def test_a_sigma_that_is_not_positive_is_refused(sigma):
+    for n in (0, 2):
+        with pytest.raises(CourseError, match="sigma="): soft_nms(torch.zeros(n, 4), torch.zeros(n), sigma=sigma)
+
+
 # ---- the boundary
 
 GOOD = [1.0, 2.0, 7.0, 4.0]
@@ -408,6 +455,11 @@ def by_hand(m):
     numbers = torch.tensor([1, 0, 1, 0])
     assert m.nms(chain, torch.tensor([0.8, 0.9, 0.7, 0.6]), None, numbers, top=1).tolist() == [1, 0]
     assert m.nms(tensor([0, 0, 10, 10], [-11, -11, -1, -1]), torch.ones(2), torch.tensor([0, 1])).tolist() == [0, 1]
+    kept, new = m.soft_nms(chain, torch.tensor([0.8, 0.9, 0.7, 0.6]))                    # IoUs 12/20 and 8/24
+    assert kept.tolist() == [1, 3, 0, 2]
+    assert close(new, *[0.9, 0.6, 0.8 * math.exp(-0.72), 0.7 * math.exp(-0.72 - 2 / 9)])
+    assert m.soft_nms(chain, torch.tensor([0.8, 0.9, 0.7, 0.6]), torch.tensor([1, 2, 1, 1]))[0].tolist() == [1, 0, 3, 2]
+    assert m.soft_nms(chain, torch.tensor([0.8, 0.9, 0.7, 0.6]), None, numbers, top=1)[0].tolist() == [1, 0]
 
 
 def test_the_numbers_by_hand(): by_hand(module)
@@ -439,7 +491,10 @@ KNOCK_OUTS = {
     "classes mixed in NMS": ("* (labels.max() + 1) + labels", "* (labels.max() + 1)"),
     "images mixed in NMS": ("images * (labels.max() + 1)", "0 * (labels.max() + 1)"),
     "negative coordinates in NMS": ("boxes.double() - boxes.min()", "boxes.double()"),
-    "top of all images": ("kept[rank < top]", "kept[:top]")}
+    "top of all images": ("kept[rank < top]", "kept[:top]"),
+    "soft-NMS without the square": ("[:, 0] ** 2 / sigma", "[:, 0] / sigma"),
+    "soft-NMS leaves scores as they are": ("left = left * (-iou", "left * (-iou"),
+    "soft-NMS forgets the second class": ("new[row, best] += score", "new[0, best[0]] += score[0]")}
 
 
 @pytest.mark.parametrize("right, wrong", KNOCK_OUTS.values(), ids=KNOCK_OUTS)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha1
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from course_lib import boxes as boxes_module
 from course_lib import cli
 from course_lib import detection, diagnosis, scenes
 from course_lib.boxes import anchors, iou, xyxy_to_cxcywh
-from course_lib.core import CourseError, models, open_model
+from course_lib.core import CourseError, digest, models, open_model
 from course_lib.data import DETECTION, Images, load
 from course_lib.doctor import check, write_splits
 from course_lib.detection import (AveragePrecision, CocoMetric, Detection, as_truth, best_threshold,
@@ -84,15 +85,43 @@ def test_detections_are_torchvisions(how, rng):
     agree(detections(outputs, 96, **how), by_torchvision(outputs, 96, **how))
 
 
+def softly_by_force(outputs, size, least, most, top):
+    "Soft suppression of all candidates at once, image by image and class by class."
+    for loc, conf in zip(outputs["loc"], outputs["conf"]):
+        boxes, scores, rows = boxes_module.decode(loc, outputs["anchors"]).clamp(0, size), conf.softmax(1), []
+        for k in range(1, conf.shape[1]):
+            own = scores[:, k].argsort(descending=True, stable=True)[:most]
+            own = own[scores[own, k] > least]
+            kept, new = boxes_module.soft_nms(boxes[own], scores[own, k], least=least, top=len(own))
+            rows += [(score, k, boxes[a]) for score, a in zip(new.tolist(), own[kept].tolist())]
+        rows = sorted(rows, key=lambda row: -row[0])[:top]
+        yield dict(scores=tensor(*(row[0] for row in rows)), labels=ints(*(row[1] for row in rows)), boxes=torch.stack([row[2] for row in rows]))
+
+
+@pytest.mark.parametrize("how", [{}, dict(least=0.2), dict(most=7), dict(top=5), dict(top=300)])
+@pytest.mark.parametrize("copies", [1, 16])  # of each anchor: duplicates lose so much that more candidates are needed
+def test_soft_suppression_of_the_best_candidates_is_that_of_all(how, copies, rng):
+    outputs = random_outputs(rng)
+    outputs = dict(loc=outputs["loc"].repeat(1, copies, 1), conf=outputs["conf"].repeat(1, copies, 1), anchors=GRID.repeat(copies, 1))
+    outputs["conf"] += 0.01 * torch.randn(outputs["conf"].shape, generator=rng)
+    found = detections(outputs, 96, **how, suppression="soft")
+    for ours, theirs in zip(found, softly_by_force(outputs, 96, **dict(least=0.01, most=200, top=100) | how), strict=True):
+        assert torch.allclose(ours["scores"], theirs["scores"]) and torch.equal(ours["labels"], theirs["labels"])
+        assert torch.allclose(ours["boxes"], theirs["boxes"], atol=1e-3)
+    if "top" not in how: assert not torch.equal(found[0]["scores"], detections(outputs, 96, **how)[0]["scores"])  # the best may lie apart
+
+
 def test_no_detection_and_no_image(rng):
     outputs = random_outputs(rng)
     outputs["conf"][..., 0] = 50
-    assert [len(found["boxes"]) for found in detections(outputs, 96)] == [0, 0, 0]
-    assert all(found["boxes"].shape == (0, 4) for found in detections(outputs, 96))
+    for how in ("hard", "soft"):
+        found = detections(outputs, 96, suppression=how)
+        assert [len(one["boxes"]) for one in found] == [0, 0, 0] and all(one["boxes"].shape == (0, 4) for one in found)
 
 
 def test_boxes_stay_in_the_image_and_scores_fall(rng):
-    for found in detections(random_outputs(rng), 96):
+    outputs = random_outputs(rng)
+    for found in detections(outputs, 96) + detections(outputs, 96, suppression="soft"):
         assert found["boxes"].min() >= 0 and found["boxes"].max() <= 96 and found["labels"].min() >= 1 and found["labels"].max() <= 4
         assert (found["scores"].diff() <= 0).all()
 
@@ -365,6 +394,31 @@ def test_saved_and_opened_it_says_the_same(trained, streets, tmp_path):
     again, image = open_model(tmp_path / "b"), streets.test.read(0)
     for name, value in trained.detect([image], least=0.0)[0].items(): assert torch.equal(value, again.detect([image], least=0.0)[0][name])
     assert again.threshold == trained.threshold and again.classes == streets.classes
+
+
+def test_soft_suppression_is_kept_and_bundles_without_it_are_hard(trained, streets, tmp_path):
+    soft, image = replace(trained, suppression="soft"), streets.test.read(0)
+    kept = soft.detect([image])[0]
+    assert trained.suppression == "hard" and not torch.equal(kept["scores"], trained.detect([image])[0]["scores"])
+    soft.save(tmp_path / "b", architecture="ssd")
+    again = open_model(tmp_path / "b")
+    assert again.suppression == "soft" and torch.equal(again.detect([image])[0]["scores"], kept["scores"])
+    described = tmp_path / "b" / "model.json"
+    older = {name: value for name, value in json.loads(described.read_text()).items() if name not in ("suppression", "digest")}
+    described.write_text(json.dumps(older | dict(digest=digest(older))))
+    assert open_model(tmp_path / "b").suppression == "hard"
+    described.write_text(json.dumps((other := older | dict(suppression="gentle")) | dict(digest=digest(other))))
+    with pytest.raises(CourseError, match="suppression=gentle: use hard or soft"): open_model(tmp_path / "b")
+
+
+def test_soft_suppression_is_an_option_and_decides_the_threshold(trained, streets, monkeypatch):
+    with monkeypatch.context() as without_training:
+        without_training.setattr(detection, "learn", None)
+        with pytest.raises(CourseError, match="suppression=gentle: use hard or soft"): models["ssd"](streets, **TINY, suppression="gentle")
+    soft = models["ssd"](streets, **TINY, suppression="soft")
+    for a, b in zip(trained.model.state_dict().values(), soft.model.state_dict().values()): assert torch.equal(a, b)
+    found = [one for i in range(len(streets.valid)) for one in soft.detect([streets.valid.read(i)])]
+    assert soft.suppression == "soft" and soft.threshold == best_threshold(found, streets.valid.targets)
 
 
 def test_scores_have_a_row_for_each_class(trained, streets):

@@ -12,15 +12,15 @@ def count(maps, ratios):
 def count(maps, ratios):
     return sum(rows * rows * (2 + 2 * len(own)) for (rows, columns), own in zip(maps, ratios))
 
-# %% soft_nms: the others are removed, as by NMS
-def soft_nms(boxes, scores, threshold=0.3):
+# %% linear_soft_nms: the others are removed, as by NMS
+def linear_soft_nms(boxes, scores, threshold=0.3):
     out = torch.zeros_like(scores)
     kept = nms_by_hand(boxes, scores.tolist(), threshold)
     out[kept] = scores[kept]
     return out
 
-# %% soft_nms: in the order of the first scores, not of the new ones
-def soft_nms(boxes, scores, threshold=0.3):
+# %% linear_soft_nms: in the order of the first scores, not of the new ones
+def linear_soft_nms(boxes, scores, threshold=0.3):
     scores = scores.clone()
     order = scores.argsort(descending=True).tolist()
     for place, best in enumerate(order):
@@ -29,8 +29,8 @@ def soft_nms(boxes, scores, threshold=0.3):
             if overlap > threshold: scores[i] *= 1 - overlap
     return scores
 
-# %% soft_nms: only the best box of all lowers the others
-def soft_nms(boxes, scores, threshold=0.3):
+# %% linear_soft_nms: only the best box of all lowers the others
+def linear_soft_nms(boxes, scores, threshold=0.3):
     scores = scores.clone()
     if not len(scores): return scores
     best = scores.argmax().item()
@@ -39,8 +39,8 @@ def soft_nms(boxes, scores, threshold=0.3):
         if i != best and overlap > threshold: scores[i] *= 1 - overlap
     return scores
 
-# %% soft_nms: multiplied by the IoU
-def soft_nms(boxes, scores, threshold=0.3):
+# %% linear_soft_nms: multiplied by the IoU
+def linear_soft_nms(boxes, scores, threshold=0.3):
     scores, left = scores.clone(), list(range(len(boxes)))
     while left:
         best = max(left, key=lambda i: scores[i].item())
@@ -50,8 +50,8 @@ def soft_nms(boxes, scores, threshold=0.3):
             if overlap > threshold: scores[i] *= overlap
     return scores
 
-# %% soft_nms: the scores that came in are changed
-def soft_nms(boxes, scores, threshold=0.3):
+# %% linear_soft_nms: the scores that came in are changed
+def linear_soft_nms(boxes, scores, threshold=0.3):
     left = list(range(len(boxes)))
     while left:
         best = max(left, key=lambda i: scores[i].item())

@@ -8,27 +8,25 @@ def at_threshold(right, scores, objects, threshold):
     shown = [r for r, score in zip(right, scores) if score >= threshold]
     return sum(shown) / objects, (sum(shown) / len(shown) if shown else 1.0)
 
-# %% soft_nms: the hard one
-def soft_nms(boxes, scores, sigma=0.5):
-    from course_lib.boxes import nms
-    kept = nms(boxes, scores, torch.zeros(len(scores), dtype=torch.long), torch.zeros(len(scores), dtype=torch.long), 0.45, 100)
-    new = torch.zeros(len(scores))
-    new[kept] = scores[kept]
-    return new
+# %% find_the_fault: the loss is not looked at
+def find_the_fault(losses, found, truth):
+    undone = {"none": found, "axes": [dict(one, boxes=one["boxes"][:, [1, 0, 3, 2]]) for one in found],
+              "labels": [dict(one, labels=one["labels"] + 1) for one in found]}
+    return max(undone, key=lambda name: ap50(undone[name], truth))
 
-# %% soft_nms: IoU without the square
-def soft_nms(boxes, scores, sigma=0.5):
-    scores, left, new = scores.clone(), list(range(len(scores))), torch.zeros(len(scores))
-    while left:
-        best = max(left, key=lambda m: scores[m])
-        left.remove(best)
-        new[best] = scores[best]
-        if left: scores[left] *= (-iou(boxes[best:best + 1], boxes[left])[0] / sigma).exp()
-    return new
+# %% find_the_fault: the labels are lowered once more
+def find_the_fault(losses, found, truth):
+    if not np.isfinite(losses).all() or losses[-1] > losses[0] / 2: return "rate"
+    undone = {"none": found, "axes": [dict(one, boxes=one["boxes"][:, [1, 0, 3, 2]]) for one in found],
+              "labels": [dict(one, labels=one["labels"] - 1) for one in found]}
+    return max(undone, key=lambda name: ap50(undone[name], truth))
 
-# %% soft_nms: nothing is lowered
-def soft_nms(boxes, scores, sigma=0.5):
-    return scores
+# %% find_the_fault: a good detector is accused, too
+def find_the_fault(losses, found, truth):
+    if not np.isfinite(losses).all() or losses[-1] > losses[0] / 2: return "rate"
+    undone = {"axes": [dict(one, boxes=one["boxes"][:, [1, 0, 3, 2]]) for one in found],
+              "labels": [dict(one, labels=one["labels"] + 1) for one in found]}
+    return max(undone, key=lambda name: ap50(undone[name], truth))
 
 # %% shifted_boxes: the share of the width
 def largest_shift(width, enough):
