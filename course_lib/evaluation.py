@@ -197,21 +197,32 @@ def record_runs(
     path: Path,          # the json file: {"runs": [...]}; runs of the same model and seed are replaced
     model: str,          # a name in `models`
     seeds: tuple = (0, 1, 2),  # of weights and order; the splits are the same for all
+    looks: int = 1,      # versions of the model that were scored on these test images, this one included
+    chosen_after_look: str = "",  # what was decided after an earlier look, in a few words
     **options,           # of the model
 ) -> list[dict]:
     """Train a model with several seeds, measure each once on the test split, and write it down run by run.
+
+    `looks` says how often these test images were scored for this model, all seeds of a version counted as
+    once; a run without it counts as 1. It never falls: the file's own number stays, and other options add
+    one to it.
 
     Arguments:
         spec: data, as for `load`
         path: the json file: {"runs": [...]}; runs of the same model and seed are replaced
         model: a name in `models`
         seeds: of weights and order; the splits are the same for all
+        looks: versions of the model that were scored on these test images, this one included
+        chosen_after_look: what was decided after an earlier look, in a few words
     """
     path = Path(path)
     for seed in seeds:
         runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else []
         measured = train_and_evaluate(load(spec), model, seed=seed, **options)
-        found = dict(seed=seed, options=options, **measured)
+        for run in (run for run in runs if run["model"] == model):
+            looks = max(looks, run.get("looks", 1) + (run["options"] != options))
+            chosen_after_look = chosen_after_look or run.get("chosen_after_look", "")
+        found = dict(seed=seed, options=options, looks=looks, chosen_after_look=chosen_after_look, **measured)
         runs = [run for run in runs if (run["model"], run["seed"]) != (model, seed)] + [found]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(dict(runs=runs), indent=1) + "\n", encoding="utf-8")

@@ -4,10 +4,10 @@
 __all__ = ['LIMIT', 'SCORES', 'TRIALS', 'STUDENT', 'read', 'write', 'source', 'code_cells', 'checkout', 'number_of', 'is_lesson',
            'chapters', 'parameters', 'budget', 'overrides', 'finished', 'failure', 'environment', 'execute', 'end',
            'Run', 'reported', 'score', 'collect', 'run', 'require_cuda', 'band', 'outside', 'measure', 'rows',
-           'leaderboard', 'as_table', 'leaderboard_figure', 'records', 'imports', 'uses', 'fingerprint', 'records_in',
-           'stale', 'blemishes', 'refresh', 'with_arguments', 'document', 'prose', 'definitions', 'glossary', 'blank',
-           'student', 'write_student', 'for_lab', 'is_plumbing', 'wrong_answers', 'with_trials', 'trials',
-           'with_student', 'as_student']
+           'leaderboard', 'as_table', 'leaderboard_figure', 'interval', 'records', 'imports', 'uses', 'fingerprint',
+           'records_in', 'stale', 'blemishes', 'refresh', 'with_arguments', 'document', 'prose', 'definitions',
+           'glossary', 'blank', 'student', 'write_student', 'for_lab', 'is_plumbing', 'wrong_answers', 'with_trials',
+           'trials', 'with_student', 'as_student']
 
 # %% ../nbs/90b_notebooks.ipynb #b55e1986
 import ast
@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from time import perf_counter
 
+import numpy as np
 import psutil
 import course_lib
 import textwrap
@@ -607,46 +608,84 @@ def as_table(
 def leaderboard_figure(
     results: dict[str, dict],  # from `collect`
 ):
-    """The leaderboard as a matplotlib figure: a bar for each model, with its deviation.
+    """The leaderboard as a matplotlib figure: a point for each model, with its standard deviation, grouped by
+    chapter; beside it the seconds of training, if any are known.
 
     Arguments:
         results: from `collect`
     """
     from matplotlib.figure import Figure
     found = rows(results)
-    fig = Figure(figsize=(6, 0.8 + 0.32 * len(found)), layout="constrained")
-    ax = fig.subplots()
-    def kind(row):
-        return "" if row["score"] == "accuracy" else f" ({row['score']})"
-    labels = [f"{row['chapter']} {row['model']}{kind(row)}" for row in found]
-    bars = ax.barh(
-        range(len(found)),
-        [100 * row["mean"] for row in found],
-        xerr=[100 * row["sd"] for row in found],
-        color="#4c78a8",
-        ecolor="#222222",
-        capsize=3,
-        height=0.65,
-    )
-    ax.bar_label(bars, [f" {100 * row['mean']:.1f} %" for row in found], padding=3)
-    ax.set_yticks(range(len(found)), labels)
-    ax.set(xlim=(0, 109), xlabel="test score in %, mean and deviation over seeds")
-    ax.invert_yaxis()
-    ax.spines[["top", "right"]].set_visible(False)
+    groups = list(dict.fromkeys(row["chapter"] for row in found))
+    places = [i + 0.7 * groups.index(row["chapter"]) for i, row in enumerate(found)]  # a gap between chapters
+    known = [(place, row["seconds"]) for place, row in zip(places, found) if row["seconds"] is not None]
+    fig = Figure(figsize=(7.6 if known else 5, 1 + 0.27 * max(places, default=0)), layout="constrained")
+    widths = [2, 1] if known else [1]
+    axes = fig.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=widths)[0]
+    axes[0].errorbar([100 * row["mean"] for row in found], places, xerr=[100 * row["sd"] for row in found],
+                     fmt="o", ms=5, color="#4c78a8", ecolor="#555555", capsize=3)
+    axes[0].set_yticks(places, [_label(row) for row in found])
+    axes[0].set(xlim=(0, 100), xlabel="test score in %, mean ± standard deviation")
+    axes[0].invert_yaxis()
+    if known:
+        heights, seconds = zip(*known)
+        axes[1].semilogx(seconds, heights, "D", ms=5, color="#b05a2c")
+        axes[1].xaxis.set_major_formatter("{x:g}")
+        axes[1].set(xlabel="seconds of training")
+    for ax in axes:
+        ax.grid(axis="y", color="#e5e5e5")
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
     return fig
+
+
+# %% ../nbs/90b_notebooks.ipynb #5444d3aa
+def _label(row: dict) -> str:
+    "Chapter, model and, unless it is an accuracy, the kind of score of a row."
+    return f"{row['chapter']} {row['model']}" + ("" if row["score"] == "accuracy" else f" ({row['score']})")
+
+# %% ../nbs/90b_notebooks.ipynb #1ab47d6d
+def interval(
+    scores,       # [..., seeds], in 0..1, all on the same test images
+    images: int,  # how many test images
+) -> tuple:       # lower and upper end, each [...]
+    """The 95 % confidence interval of the mean score over other seeds and other test images.
+
+    Seeds: Student's t times the standard error of the mean; a single seed has no such part. Images: Wilson's
+    interval of a share of right answers (1927). On each side the two distances are joined as the root of the
+    sum of their squares.
+
+    Arguments:
+        scores: [..., seeds], in 0..1, all on the same test images
+        images: how many test images
+
+    Returns:
+        lower and upper end, each [...]
+    """
+    from scipy.stats import norm, t
+    p = np.mean(scores, -1)
+    seeds = np.shape(scores)[-1]
+    by_seed = t.ppf(0.975, seeds - 1) * np.std(scores, -1, ddof=1) / seeds**0.5 if seeds > 1 else 0
+    z = norm.ppf(0.975)  # 1.96
+    middle = (p + z**2 / (2 * images)) / (1 + z**2 / images)
+    half = z * np.sqrt(p * (1 - p) / images + z**2 / (4 * images**2)) / (1 + z**2 / images)
+    low = p - np.hypot(by_seed, p - (middle - half))
+    high = p + np.hypot(by_seed, middle + half - p)
+    return np.clip(low, 0, 1), np.clip(high, 0, 1)
 
 # %% ../nbs/90b_notebooks.ipynb #656d4f62
 def records(
     folder: Path,  # with files of `record_runs`; others are passed over
 ) -> str:
-    """What was recorded on real images, a row for each model and its options: test scores, mean and
-    deviation over seeds. Below the table are the commands.
+    """What was recorded on real images, a row for each model and its options: mean test score, `interval`,
+    looks at the test images. Below the table are what was chosen after a look, and the commands.
 
     Arguments:
         folder: with files of `record_runs`; others are passed over
     """
-    table = [("run", "images", "model", "score", "mean ± sd", "seeds", "minutes")]
-    commands = []
+    head = "run", "images", "test images", "model", "score", "mean", "95 % interval", "seeds", "looks", "min."
+    table = [head]
+    commands, chosen = [], {}
     for path in sorted(Path(folder).glob("*.json")):
         stored = json.loads(path.read_text(encoding="utf-8"))
         runs = stored.get("runs", []) if isinstance(stored, dict) else []
@@ -654,18 +693,35 @@ def records(
         for line in dict.fromkeys(map(_command, runs)):
             commands.append(line)
             own = [run for run in runs if _command(run) == line]
-            table.append((str(len(commands)), runs[0]["data"], own[0]["model"], *_scores_of(own)))
+            table.append((str(len(commands)), *_cells_of(own)))
+            why = own[0].get("chosen_after_look") or "not recorded"
+            if _looks_of(own) > 1: chosen.setdefault(why, []).append(str(len(commands)))
     numbered = "\n".join(f"# {i}\n{line}" for i, line in enumerate(commands, 1))
-    return f"{as_table(table)}\n\n```sh\n{numbered}\n```"
+    return "\n\n".join([as_table(table), *_looked_before(chosen), f"```sh\n{numbered}\n```"])
+
+# %% ../nbs/90b_notebooks.ipynb #aee7c121
+def _looks_of(runs: list[dict]) -> int:
+    "How often the test images were scored for this model; once where the record does not say."
+    return max(run.get("looks", 1) for run in runs)
 
 
-def _scores_of(runs: list[dict]) -> tuple[str, ...]:
-    "Score, mean and deviation, number of seeds and minutes of runs that differ by their seeds only."
-    key, name = ("map_50", "mAP@0.50") if "test_map_50" in runs[0] else ("accuracy", "accuracy")
+def _cells_of(runs: list[dict]) -> tuple[str, ...]:
+    "The row of runs that differ by their seeds only, without its number."
+    key, name = ("map_50", "mAP@0.5") if "test_map_50" in runs[0] else ("accuracy", "accuracy")
     scores, slowest = [run[f"test_{key}"] for run in runs], max(run["train_seconds"] for run in runs)
-    spread = f" ± {stdev(scores):.1%}" if runs[1:] else ""
-    return name, f"{mean(scores):.1%}{spread}", str(len(runs)), f"{slowest / 60:.1f}"
+    images, looks = runs[0]["images"]["test"], _looks_of(runs)
+    low, high = interval(scores, images)
+    return (Path(runs[0]["data"].partition("?")[0]).stem, str(images), runs[0]["model"], name,
+            f"{mean(scores):.1%}", f"{100 * low:.1f}\xa0to\xa0{100 * high:.1f}", str(len(runs)),
+            f"{looks}\\*" if looks > 1 else str(looks), f"{slowest / 60:.1f}")
 
+
+def _looked_before(chosen: dict[str, list[str]]) -> list[str]:
+    "The note below the table: what was chosen after a look, and in which runs; none if there were none."
+    if not chosen: return []
+    parts = [f"{why} (run{'s' * (len(own) > 1)} {', '.join(own)})" for why, own in chosen.items()]
+    note = "\\* Chosen after an earlier look at these test images: " + "; ".join(parts) + "."
+    return [textwrap.fill(note, 120)]
 
 # %% ../nbs/90b_notebooks.ipynb #d88c41e7
 def _command(
@@ -806,8 +862,8 @@ def refresh(
     only: list[str] | None = None,  # numbers or names of notebooks; None for all
     jobs: int | None = None,        # notebooks side by side; None for what suits the machine
 ) -> list[Run]:
-    """Run the laptop profile, store its outputs in nbs/, redraw the leaderboard. CourseError, after the others
-    are stored, if a notebook is not fit for it.
+    """Run the laptop profile, store its outputs in nbs/, redraw the leaderboard. CourseError, after the
+    others are stored, if a notebook is not fit for it.
 
     Arguments:
         only: numbers or names of notebooks; None for all
@@ -874,7 +930,8 @@ def with_arguments(
         comments, result = comments_in(signature), re.search(r"^\s*\)\s*->.*?#\s*(.+)$", signature, re.M)
         said = ["Arguments:", *(f"    {name}: {text}" for name, text in comments.items())] if comments else []
         if result: said += [*([""] if said else []), "Returns:", f"    {result[1]}"]
-        if said: lines[doc.lineno - 1:doc.end_lineno] = [_extended(lines[doc.lineno - 1:doc.end_lineno], said)]
+        own = slice(doc.lineno - 1, doc.end_lineno)
+        if said: lines[own] = [_extended(lines[own], said)]
     return "".join(lines)
 
 

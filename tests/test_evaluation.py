@@ -169,3 +169,16 @@ def test_runs_of_a_seed_are_replaced_and_of_other_models_kept(bus, tmp_path):
     assert (found["other"]["n"], found["other"]["sd"], found["other"]["seconds"]) == (1, 0, 5.0)
     record_runs("streets?n=10", path, bus, seeds=(3,), effort=2)
     with pytest.raises(CourseError, match="different options"): recorded(path)
+
+
+def test_looks_at_the_test_images_are_kept_and_never_fall(bus, tmp_path):
+    path = tmp_path / "r.json"
+    def looks(**more): return [(run["looks"], run["chosen_after_look"]) for run in record_runs("streets?n=10", path, bus, **more)]
+    assert looks(seeds=(0, 1)) == looks(seeds=(0, 1)) == [(1, "")] * 2          # the same again decides nothing
+    assert looks(seeds=(0, 1), looks=3, chosen_after_look="the form") == [(3, "the form")] * 2
+    assert looks(seeds=(0, 1)) == [(3, "the form")] * 2
+    assert looks(seeds=(0, 1), effort=2) == [(4, "the form")] * 2               # another version
+    file = json.loads(path.read_text())
+    for run in file["runs"]: del run["looks"], run["chosen_after_look"]         # as records were before
+    path.write_text(json.dumps(file))
+    assert looks(seeds=(0, 1), effort=2) == [(1, "")] * 2

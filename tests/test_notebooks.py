@@ -14,8 +14,8 @@ import pytest
 from conftest import LESSONS, PATHS
 
 from course_lib.core import CourseError, layouts, models, sources
-from course_lib.notebooks import (as_student, band, blemishes, budget, checkout, code_cells, collect, glossary, leaderboard, number_of,
-                                  outside, overrides, parameters, prose, read, records, reported, run, source, stale, student, trials,
+from course_lib.notebooks import (as_student, band, blemishes, budget, checkout, code_cells, collect, glossary, interval, leaderboard,
+                                  number_of, outside, overrides, parameters, prose, read, records, reported, run, source, stale, student, trials,
                                   uses, write, write_student)
 from course_lib.notebooks import blank as blank_of
 
@@ -240,6 +240,32 @@ def test_readme_shows_the_leaderboard_of_the_stored_outputs():
     assert table in text and "figures/leaderboard.svg" in text, "run `make notebooks`"
     assert records(checkout() / "nbs" / "results") in text, "run `make notebooks`"
     assert (checkout() / "figures" / "leaderboard.svg").is_file()
+
+
+def test_the_interval_by_hand():
+    near = lambda ends, low, high: ends == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+    assert near(interval([0.9], 100), 0.8256, 0.9448)  # (0.9 + 0.0192 -+ 1.96 sqrt(0.0009 + 0.0000960)) / 1.0384
+    assert near(interval([0.88, 0.90, 0.92], 100), 0.9 - 0.08944, 0.9 + 0.06688)  # 0.04968 for the seeds, squares added
+    assert near(interval([0.88, 0.90, 0.92], 10**9), 0.9 - 0.04968, 0.9 + 0.04968)
+    assert near(interval([0.5, 0.5], 96), 0.5 - 0.09808, 0.5 + 0.09808)  # equal seeds: only the images are left
+    assert interval([1.0] * 3, 43)[1] == 1 and interval([0.0], 43)[0] == 0 and interval([0.9, 0.99, 1.0], 43)[1] == 1
+    low, high = interval([[0.9, 0.9], [0.8, 0.8]], 100)
+    assert low.shape == high.shape == (2,) and low[0] == interval([0.9, 0.9], 100)[0]
+
+
+def test_records_tell_the_looks_at_the_test_images(tmp_path):
+    run = lambda model, **more: dict(model=model, data="here/voc.zip?test=0.2", seed=0, options={}, images=dict(test=100),
+                                     test_accuracy=0.9, train_seconds=60, about={}) | more
+    def table(*runs):
+        (tmp_path / "r.json").write_text(json.dumps(dict(runs=runs)))
+        return [" ".join(line.split()) for line in records(tmp_path).partition("```")[0].splitlines() if line]
+    assert len(table(run("a"), run("b", looks=1, chosen_after_look=""))) == 4
+    same, other = dict(looks=3, chosen_after_look="the form"), dict(looks=2)
+    head, _, a, b, c, d, *rest = table(run("a", **same), run("b", **same), run("c", **other), run("d"))
+    assert a == r"| 1 | voc | 100 | a | accuracy | 90.0% | 82.6 to 94.5 | 1 | 3\* | 1.0 |" and len(a.split("|")) == len(head.split("|"))
+    assert c.split(" | ")[8] == r"2\*" and d.split(" | ")[8] == "1"
+    note = "Chosen after an earlier look at these test images: the form (runs 1, 2); not recorded (run 3)."
+    assert rest == [rf"\* {note}"]
 
 
 # ---- the runner itself
