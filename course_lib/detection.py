@@ -285,7 +285,7 @@ def enlarged(
     return dict(found, boxes=found["boxes"] * torch.tensor([width, height, width, height]) / size)
 
 # %% ../nbs/15_detection.ipynb #ddf4148b
-ERROR_KINDS = ("right", "duplicate", "class", "location", "background")  # of detections
+ERROR_KINDS = ("right", "duplicate", "class", "location", "both", "background")  # of detections
 
 # %% ../nbs/15_detection.ipynb #dd18778a
 def sort_detections(
@@ -297,9 +297,9 @@ def sort_detections(
     """Why each detection is right or wrong (after Bolya et al. 2020, section 2.2), the most probable
     first.
 
-    background: there is nothing. location: the class is right, the box is not. class: the other way
-    round. duplicate: the object is already found. An object is missed if no detection is right about
-    it, or nearly.
+    duplicate: the object is already found. class: the box is right, the class is not. location: the
+    other way round. both: class and box are wrong, but the box is near an object. background: there is
+    nothing. An object is missed if no detection is right about it, and none has a class or location error.
 
     Arguments:
         found: boxes [M, 4], labels [M], scores [M] of one image
@@ -327,6 +327,7 @@ def sort_detections(
         elif (same & close).any(): kinds[m] = "duplicate"
         elif close.any(): kinds[m] = "class"
         elif (same & (overlap[m] >= near)).any(): kinds[m] = "location"
+        elif (overlap[m] >= near).any(): kinds[m] = "both"
         else: kinds[m] = "background"
         if kinds[m] in ("class", "location"): meant[overlap[m].where(same | close, -1).argmax()] = True
     return kinds, ~(taken | meant | difficult)

@@ -243,7 +243,8 @@ TRUTH = dict(boxes=tensor([0, 0, 10, 10], [50, 0, 60, 10], [0, 50, 10, 60]), lab
 @pytest.mark.parametrize("box, label, kind, missed", [
     ([0, 0, 10, 10], 1, "right", [False, True, True]), ([1, 1, 11, 11], 1, "right", [False, True, True]),
     ([50, 0, 60, 10], 1, "class", [True, False, True]), ([6, 0, 16, 10], 1, "location", [False, True, True]),
-    ([80, 80, 90, 90], 1, "background", [True, True, True]), ([56, 0, 66, 10], 1, "background", [True, True, True])])
+    ([80, 80, 90, 90], 1, "background", [True, True, True]), ([56, 0, 66, 10], 1, "both", [True, True, True]),
+    ([59, 0, 69, 10], 1, "background", [True, True, True])])
 def test_errors_by_hand(box, label, kind, missed):
     kinds, lost = sort_detections(dict(boxes=tensor(box), labels=ints(label), scores=tensor(0.9)), TRUTH)
     assert kinds == [kind] and lost.tolist() == missed
