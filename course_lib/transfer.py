@@ -260,8 +260,8 @@ def learn_head(
 
 # %% ../nbs/09_transfer.ipynb #41b52125
 class Transfer(nn.Module):
-    """A backbone and a new head: images [B, 3, S, S], 0..1, to logits [B, K]. What is frozen keeps its
-    statistics.
+    """A backbone and a new head: images [B, 3, S, S], 0..1, to logits [B, K]. What is frozen stays in
+    evaluation mode.
 
     Arguments:
         classes: K
@@ -281,11 +281,11 @@ class Transfer(nn.Module):
     def forward(self, images): return self.head(self.backbone(images))
 
     def train(self, mode=True):
-        "Training mode, but not for batch normalisation that is frozen."
+        "Training mode, but not for parts whose weights are all frozen, and what is inside them."
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
-                module.eval()
+        for part in list(self.modules())[1:]:
+            learns = [p.requires_grad for p in part.parameters()]
+            if learns and not any(learns): part.eval()  # also dropout and stochastic depth in it
         return self
 
 # %% ../nbs/09_transfer.ipynb #53bee96a

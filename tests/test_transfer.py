@@ -187,6 +187,34 @@ def test_what_is_frozen_stays_as_it_was_and_what_is_not_learns(splits):
     assert all(not torch.equal(dict(model.named_parameters())[n], before[n]) for n in learning)
 
 
+@pytest.mark.parametrize("name", ["efficientnet_b0", "mobilenet_v2", "swin_t", "vgg16"])
+def test_what_is_frozen_has_no_chance_in_it_and_what_learns_has(name):
+    "Dropout and stochastic depth of frozen parts are off, those of parts that learn are on."
+    torch.manual_seed(0)
+    model, images = Transfer(Backbone(name, 32), 5), torch.rand(2, 3, 32, 32)
+    parts = stages(model.backbone)
+    chance = [m for m in model.modules() if type(m).__name__ in ("Dropout", "StochasticDepth")]
+    unfreeze(model.backbone, parts, 0)
+    with torch.no_grad(): first, second = [model.train()(images) for _ in range(2)]
+    assert torch.equal(first, second) and not any(m.training for m in chance) and chance
+    unfreeze(model.backbone, parts, len(parts))
+    assert all(m.training for m in model.train().modules())
+    model.requires_grad_(False).train()  # all of it, the head too
+    assert not any(m.training for m in model.backbone.modules()) and not model.head.training
+
+
+def test_blocks_of_frozen_stages_are_still_and_later_ones_are_not():
+    model = Transfer(Backbone("efficientnet_b0", 32), 5)
+    parts = stages(model.backbone)
+    unfreeze(model.backbone, parts, 1)
+    model.train()
+    blocks = [m for m in model.modules() if type(m).__name__ == "MBConv"]
+    for block in blocks:
+        learns = any(p.requires_grad for p in block.parameters())
+        assert all(m.training == learns for m in block.modules())
+    assert {block.training for block in blocks} == {True, False}
+
+
 def test_earlier_stages_learn_more_slowly():
     model = small()
     parts = stages(model.backbone)
