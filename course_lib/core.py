@@ -129,7 +129,7 @@ def comments_in(
     for line in re.finditer(pattern, code, re.M): found.setdefault(line[1], line[2].strip())
     return found
 
-
+# %% ../nbs/00b_core.ipynb #00bd0c01
 def documented(function):
     "A decorator: the docstring of a function or class gets a line for each argument that has a comment."
     try: comments = argument_comments(function)

@@ -855,7 +855,8 @@ class BestWeights(Callback):
     def __init__(self): self.weights = {}
 
     def after_epoch(self, run):
-        if run.history.best() == len(run.history.scores) - 1: self.weights = deepcopy(run.measured.state_dict())
+        if run.history.best() < len(run.history.scores) - 1: return
+        self.weights = deepcopy(run.measured.state_dict())
 
     def after_training(self, run): run.model.load_state_dict(self.weights)
 

@@ -1167,7 +1167,7 @@ def _trial(name: str, code: str) -> dict:
     return dict(cell_type="code", id=f"trial-{name}"[:60], metadata=dict(tags=["trial"]), outputs=[],
                 execution_count=None, source=code)
 
-
+# %% ../nbs/90b_notebooks.ipynb #90b7a1a1
 TRIALS = "application/vnd.course.trials+json"
 _TRIAL = """
 def _try(code, check):

@@ -438,7 +438,9 @@ class Predicts:
             said = iter(self._answer(*map(list, zip(*there)), top_k, threshold) if there else ())
             for item, pair in zip(some, squares):
                 if isinstance(pair, str): yield Prediction(item.name, error=pair)
-                else: yield Prediction(item.name, size=pair[1][::-1], read=item.again or item.read, **next(said))
+                else:
+                    again = item.again or item.read
+                    yield Prediction(item.name, size=pair[1][::-1], read=again, **next(said))
 
     def _answer(self,
         squares: list[np.ndarray],         # uint8 [size, size, 3]
