@@ -231,7 +231,7 @@ def diagram(
     """
     def point(start, place, end, **line):
         line |= dict(arrowstyle="->", lw=1.2, shrinkA=0, patchB=end.get_bbox_patch())
-        ax.annotate("", place, start, zorder=2, arrowprops=line)
+        ax.annotate("", place, start, zorder=4, arrowprops=line)  # drawn last: it ends at the frame
     texts = {}
     for name, (x, y, text, *filled) in boxes.items():
         fill = filled[0] if filled else "white"
