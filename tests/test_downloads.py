@@ -259,8 +259,22 @@ def refused(name):
 
 
 def test_the_list_is_complete():
-    assert {name for name, module in sources.homes().items() if module == "downloads"} == set(SETS)
+    assert {name for name, module in sources.homes().items() if module == "downloads"} == {*SETS, "digits"}
     assert set(MAKERS) == set(EXPECTED) == set(SETS)
+
+
+def test_scans_need_no_download_and_are_split_by_seed():
+    splits, again, other = load("digits"), load("digits"), load("digits", seed=1)
+    assert splits.fingerprint == again.fingerprint != other.fingerprint and splits.classes == list("0123456789")
+    names = [name for part in NAMES for name in splits[part].names]
+    assert len(names) == len(set(names)) == 1797 and splits.made == NAMES
+    image, target = splits.test[0]
+    assert image.shape == (8, 8, 3) and image.dtype == np.uint8 and image.max() == 255 and 0 <= target < 10
+    sizes = [len(load("digits?valid=0.1&test=0.3")[part]) / 1797 for part in NAMES]
+    assert np.allclose(sizes, [0.6, 0.1, 0.3], atol=0.04)
+    assert load("digits?classes=1,7").classes == ["1", "7"]
+    for wrong in ("valid=0", "test=1", "valid=0.5&test=0.5", "test=nan"):
+        with pytest.raises(CourseError, match="shares"): load(f"digits?{wrong}")
 
 
 def test_names_are_known_without_importing_anything_for_it():

@@ -1,13 +1,13 @@
 "Wrong answers to the exercises of 01_data: each must be refused by its check."
 # ruff: noqa
 # %% other_shares: the two shares are swapped
-mine = load("digits?valid=0.2&test=0.1", seed=seed)
+mine = load("scans?valid=0.2&test=0.1", seed=seed)
 # %% other_shares: the usual shares
-mine = load("digits", seed=seed)
+mine = load("scans", seed=seed)
 # %% other_shares: another seed than this chapter's
-mine = load("digits?valid=0.1&test=0.2", seed=seed + 1)
+mine = load("scans?valid=0.1&test=0.2", seed=seed + 1)
 # %% other_shares: test images are left out
-mine = load("digits?valid=0.1&test=0.2", seed=seed)
+mine = load("scans?valid=0.1&test=0.2", seed=seed)
 mine = replace(mine, test=mine.test.subset(range(10)))
 # %% group_split: every third group by position, which ignores the seed and moves all cars when one is added
 def assign_groups(names, seed=0):
