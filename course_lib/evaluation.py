@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['decision_scores', 'temperature', 'reliability', 'single_label', 'predicted', 'class_scores', 'evaluate',
-           'train_and_evaluate', 'record_runs', 'recorded']
+           'train_and_evaluate', 'record_runs', 'recorded', 'record_answers']
 
 # %% ../nbs/04b_evaluation.ipynb #5366e06c
 import json
@@ -17,6 +17,7 @@ from scipy.special import log_softmax
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from .core import CourseError, evaluators, models, peak_memory, progress, versions
 from .data import DETECTION, SINGLE, Images, Splits, load, pixels
+from .figures import answers_figure, keep_picture
 
 # %% ../nbs/04b_evaluation.ipynb #e24ef5d6
 def decision_scores(
@@ -44,13 +45,16 @@ def temperature(
 ) -> float:
     """The T, 0.001 to 100, for which softmax(scores / T) gives the targets the highest likelihood.
 
-    Dividing by it keeps the ranking (Guo et al. 2017, section 4.2, for the logits of networks).
+    Dividing by it keeps the ranking (Guo et al. 2017, section 4.2, for the logits of networks). 1 where the
+    highest score is always right: nothing then says how sure to be, and the likelihood would choose T = 0.
 
     Arguments:
         scores: [N, K], of images that the model was not trained on
         targets: [N] class numbers
     """
     rows = np.arange(len(targets))
+
+    if (scores.argmax(1) == targets).all(): return 1.0  # the lower T, the higher the likelihood: no maximum
 
     def negative_log_likelihood(log_t):  # the mean over the images
         return -log_softmax(scores / 10**log_t, axis=1)[rows, targets].mean()
@@ -252,3 +256,39 @@ def recorded(
         found[model] = {score: float(np.mean(values))} | dict(n=len(own), sd=spread, seconds=slowest,
                         weights=own[0]["about"]["weights"], options=own[0]["options"])
     return found
+
+# %% ../nbs/04b_evaluation.ipynb #cea7b5e8
+def record_answers(
+    predictor,        # as for `evaluate`
+    dataset: Images,  # the test split
+    path: Path,       # of the JPEG
+    about: str,       # which model it is, and how it was trained
+    most: int = 24,   # images in the picture
+    seed: int = 0,    # of the draw of these images
+) -> float:           # accuracy on all images
+    """Keep a picture of test images, drawn at random, with the answers of a model and its accuracy.
+
+    Arguments:
+        predictor: as for `evaluate`
+        dataset: the test split
+        path: of the JPEG
+        about: which model it is, and how it was trained
+        most: images in the picture
+        seed: of the draw of these images
+
+    Returns:
+        accuracy on all images
+    """
+    probabilities, _ = predicted(predictor, dataset)                      # [N, K]
+    truth, guess = np.array(dataset.targets), probabilities.argmax(1)     # [N]
+    right = guess == truth
+    drawn = np.random.default_rng(seed).permutation(len(dataset))[:most]
+    images, sure = [dataset.read(int(i)) for i in drawn], probabilities.max(1)[drawn]
+    names = [[dataset.classes[k] for k in numbers[drawn]] for numbers in (truth, guess)]
+    fig = answers_figure(images, *names, sure, smooth=True)
+    fig.suptitle(f"{about}: {right.mean():.1%} of {len(right):,} test images", fontsize=10)
+    wrong = [f"{dataset.classes[truth[i]]} taken for {dataset.classes[guess[i]]}" for i in drawn if not right[i]]
+    keep_picture(fig, path, f"{len(drawn)} test images, drawn at random, with the answers of {about}. "
+                 f"{len(drawn) - len(wrong)} are right. Wrong: {', '.join(wrong) or 'none'}. Of all "
+                 f"{len(right):,} test images {right.mean():.1%} are right.")
+    return float(right.mean())
