@@ -186,6 +186,13 @@ def load_voc(
     return load_files(folder / inner, seed, **options)
 
 # %% ../nbs/01h_downloads.ipynb #8dad4d27
+@dataclass(frozen=True)
+class _Scans:
+    "Reads scans by number; a class, so that it can be pickled."
+    grey: np.ndarray  # uint8 [N, H, W]
+    def __call__(self, i: int) -> np.ndarray: return np.repeat(self.grey[i][..., None], 3, axis=2)
+
+# %% ../nbs/01h_downloads.ipynb #0814f5ed
 @sources.register("digits")
 def digits(
     seed: int = 0,   # another seed, other splits of the same scans
@@ -213,13 +220,6 @@ def digits(
     whole = Images(names, scans.target.tolist(), classes, SINGLE, _Scans(grey), sha1(grey).hexdigest())
     parts = [whole.subset([split_of[digest] == name for digest in content]) for name in NAMES]
     return Splits(*parts, classes=classes, task=SINGLE, spec="digits", made=NAMES)
-
-
-@dataclass(frozen=True)
-class _Scans:
-    "Reads scans by number; a class, so that it can be pickled."
-    grey: np.ndarray  # uint8 [N, H, W]
-    def __call__(self, i: int) -> np.ndarray: return np.repeat(self.grey[i][..., None], 3, axis=2)
 
 # %% ../nbs/01h_downloads.ipynb #ce5aad2b
 downloadable("cifar10", "60,000 photos of 32 x 32 pixels in 10 classes; 170 MB", "CIFAR10", load_classified,

@@ -287,7 +287,7 @@ def record_answers(
     names = [[dataset.classes[k] for k in numbers[drawn]] for numbers in (truth, guess)]
     fig = answers_figure(images, *names, sure, smooth=True)
     fig.suptitle(f"{about}: {right.mean():.1%} of {len(right):,} test images", fontsize=10)
-    wrong = [f"{dataset.classes[truth[i]]} taken for {dataset.classes[guess[i]]}" for i in drawn if not right[i]]
+    wrong = [f"{true} taken for {answer}" for true, answer in zip(*names) if true != answer]
     keep_picture(fig, path, f"{len(drawn)} test images, drawn at random, with the answers of {about}. "
                  f"{len(drawn) - len(wrong)} are right. Wrong: {', '.join(wrong) or 'none'}. Of all "
                  f"{len(right):,} test images {right.mean():.1%} are right.")

@@ -226,7 +226,7 @@ def keep_picture(
     """
     import matplotlib.pyplot as plt
     from PIL import Image
-    for finer, quality in ((2, 75), (1.5, 75), (1.5, 50), (1, 75), (1, 50)):  # pixels for each point of the page
+    for finer, quality in ((2, 75), (1.5, 75), (1.5, 50), (1, 75), (1, 50)):  # finer: pixels for each point
         fig.savefig(full := io.BytesIO(), format="png", dpi=finer * dpi, bbox_inches="tight")
         how = dict(quality=quality, optimize=True, dpi=(finer * dpi,) * 2, comment=text.encode())
         Image.open(full).convert("RGB").save(photo := io.BytesIO(), format="jpeg", **how)
@@ -234,7 +234,7 @@ def keep_picture(
     plt.close(fig)
     write_whole(path, photo.getvalue())
 
-
+# %% ../nbs/00d_figures.ipynb #803468b6
 def show_picture(
     path: Path,      # of a JPEG that `keep_picture` wrote
     dpi: int = 110,  # points of the page per inch
