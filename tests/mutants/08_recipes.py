@@ -68,3 +68,35 @@ def misled(with_it, without):
 
 # %% misled: a number that fits the first example
 def misled(with_it, without): return 0.25
+
+# %% my_rate: where the loss of the range test is back at its start
+my_rate = 1.0
+
+def around(rate):
+    def mean_score(one):
+        recipes = [replace(sgd_recipe, learning_rate=one, seed=s) for s in seeds[:2]]
+        return float(np.mean([score(splits, recipe, "valid") for recipe in recipes]))
+    return {one: mean_score(one) for one in (rate / 10, rate, 10 * rate)}
+
+# %% my_rate: where the loss is still level
+my_rate = 1e-4
+
+def around(rate):
+    def mean_score(one):
+        recipes = [replace(sgd_recipe, learning_rate=one, seed=s) for s in seeds[:2]]
+        return float(np.mean([score(splits, recipe, "valid") for recipe in recipes]))
+    return {one: mean_score(one) for one in (rate / 10, rate, 10 * rate)}
+
+# %% my_rate: half of it and twice as much
+my_rate = 0.03
+
+def around(rate): return {one: 0.5 for one in (rate / 2, rate, 2 * rate)}
+
+# %% my_rate: measured on the test images
+my_rate = 0.03
+
+def around(rate):
+    def mean_score(one):
+        recipes = [replace(sgd_recipe, learning_rate=one, seed=s) for s in seeds[:2]]
+        return float(np.mean([score(splits, recipe, "test") for recipe in recipes]))
+    return {one: mean_score(one) for one in (rate / 10, rate, 10 * rate)}
