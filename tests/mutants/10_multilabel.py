@@ -44,3 +44,38 @@ def f1_by_images(numbers, draws=20):
 
 
 enough = numbers[-1]
+
+# %% own_photos: the least confident mistake first
+def learn_photos(folder):
+    own = load(folder, seed)
+    return own, models["transfer"](own, backbone=backbone, enlarge=64, strategy="frozen", seed=seed, device=device)
+
+def confident_mistakes(probabilities, targets):
+    wrong = np.flatnonzero(probabilities.argmax(1) != np.asarray(targets))
+    return wrong[np.argsort(probabilities[wrong].max(1))]
+
+# %% own_photos: right answers, too
+def learn_photos(folder):
+    own = load(folder, seed)
+    return own, models["transfer"](own, backbone=backbone, enlarge=64, strategy="frozen", seed=seed, device=device)
+
+def confident_mistakes(probabilities, targets):
+    return np.argsort(-probabilities.max(1))
+
+# %% own_photos: sorted by the probability of the right class
+def learn_photos(folder):
+    own = load(folder, seed)
+    return own, models["transfer"](own, backbone=backbone, enlarge=64, strategy="frozen", seed=seed, device=device)
+
+def confident_mistakes(probabilities, targets):
+    wrong = np.flatnonzero(probabilities.argmax(1) != np.asarray(targets))
+    return wrong[np.argsort(-probabilities[wrong, np.asarray(targets)[wrong]])]
+
+# %% own_photos: places within the mistakes instead of numbers of images
+def learn_photos(folder):
+    own = load(folder, seed)
+    return own, models["transfer"](own, backbone=backbone, enlarge=64, strategy="frozen", seed=seed, device=device)
+
+def confident_mistakes(probabilities, targets):
+    wrong = np.flatnonzero(probabilities.argmax(1) != np.asarray(targets))
+    return np.argsort(-probabilities[wrong].max(1))
