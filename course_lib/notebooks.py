@@ -6,8 +6,8 @@ __all__ = ['LIMIT', 'SCORES', 'TRIALS', 'STUDENT', 'read', 'write', 'source', 'c
            'Run', 'reported', 'score', 'collect', 'run', 'require_cuda', 'band', 'outside', 'measure', 'rows',
            'leaderboard', 'as_table', 'leaderboard_figure', 'interval', 'records', 'imports', 'uses', 'fingerprint',
            'records_in', 'stale', 'blemishes', 'refresh', 'with_arguments', 'document', 'prose', 'definitions',
-           'glossary', 'blank', 'student', 'write_student', 'for_lab', 'is_plumbing', 'wrong_answers', 'with_trials',
-           'trials', 'with_student', 'as_student']
+           'glossary', 'blank', 'student', 'write_student', 'for_lab', 'is_plumbing', 'with_pictures', 'wrong_answers',
+           'with_trials', 'trials', 'with_student', 'as_student']
 
 # %% ../nbs/90b_notebooks.ipynb #b55e1986
 import ast
@@ -1103,6 +1103,7 @@ def for_lab(
     for cell in nb["cells"]:
         if cell["cell_type"] == "code" and is_plumbing(source(cell)):
             cell["metadata"] |= dict(jupyter=dict(source_hidden=True))
+    nb["cells"] = [with_pictures(cell) if cell["cell_type"] == "markdown" else cell for cell in nb["cells"]]
     return nb
 
 
@@ -1118,6 +1119,23 @@ def is_plumbing(
     if not code.startswith("#| export"): return False
     return all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(code).body)
 
+# %% ../nbs/90b_notebooks.ipynb #89f35e78
+def with_pictures(
+    cell: dict,  # of prose
+) -> dict:
+    """The cell with the pictures of `figures/` that it shows inside it, as attachments.
+
+    Arguments:
+        cell: of prose
+    """
+    text = source(cell)
+    held = {}
+    for name in re.findall(r"!\[[^\]]*\]\(\.\./figures/([\w.-]+)\)", text):
+        kind = "image/png" if name.endswith(".png") else "image/jpeg"
+        content = (checkout() / "figures" / name).read_bytes()
+        held[name] = {kind: base64.b64encode(content).decode()}
+        text = text.replace(f"](../figures/{name})", f"](attachment:{name})")
+    return dict(cell, source=text, attachments=held) if held else cell
 
 # %% ../nbs/90b_notebooks.ipynb #90b0b005
 def wrong_answers(
