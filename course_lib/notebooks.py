@@ -4,10 +4,10 @@
 __all__ = ['LIMIT', 'SCORES', 'TRIALS', 'STUDENT', 'read', 'write', 'source', 'code_cells', 'checkout', 'number_of', 'is_lesson',
            'chapters', 'parameters', 'budget', 'overrides', 'finished', 'failure', 'environment', 'execute', 'end',
            'Run', 'reported', 'score', 'collect', 'run', 'require_cuda', 'band', 'outside', 'measure', 'rows',
-           'leaderboard', 'as_table', 'leaderboard_figure', 'interval', 'records', 'imports', 'uses', 'fingerprint',
-           'records_in', 'stale', 'blemishes', 'refresh', 'with_arguments', 'document', 'prose', 'definitions',
-           'glossary', 'blank', 'student', 'write_student', 'for_lab', 'is_plumbing', 'with_pictures', 'wrong_answers',
-           'with_trials', 'trials', 'with_student', 'as_student']
+           'leaderboard', 'as_table', 'interval', 'records', 'imports', 'uses', 'fingerprint', 'records_in', 'stale',
+           'blemishes', 'refresh', 'with_arguments', 'document', 'prose', 'definitions', 'glossary', 'blank', 'student',
+           'write_student', 'for_lab', 'is_plumbing', 'with_pictures', 'wrong_answers', 'with_trials', 'trials',
+           'with_student', 'as_student']
 
 # %% ../nbs/90b_notebooks.ipynb #b55e1986
 import ast
@@ -604,46 +604,6 @@ def as_table(
     ]
     return "\n".join([head, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rest])
 
-# %% ../nbs/90b_notebooks.ipynb #1f50a413
-def leaderboard_figure(
-    results: dict[str, dict],  # from `collect`
-):
-    """The leaderboard as a matplotlib figure: a point for each model, with its standard deviation, grouped by
-    chapter; beside it the seconds of training, if any are known.
-
-    Arguments:
-        results: from `collect`
-    """
-    from matplotlib.figure import Figure
-    found = rows(results)
-    groups = list(dict.fromkeys(row["chapter"] for row in found))
-    places = [i + 0.7 * groups.index(row["chapter"]) for i, row in enumerate(found)]  # a gap between chapters
-    known = [(place, row["seconds"]) for place, row in zip(places, found) if row["seconds"] is not None]
-    fig = Figure(figsize=(7.6 if known else 5, 1 + 0.27 * max(places, default=0)), layout="constrained")
-    widths = [2, 1] if known else [1]
-    axes = fig.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=widths)[0]
-    axes[0].errorbar([100 * row["mean"] for row in found], places, xerr=[100 * row["sd"] for row in found],
-                     fmt="o", ms=5, color="#4c78a8", ecolor="#555555", capsize=3)
-    axes[0].set_yticks(places, [_label(row) for row in found])
-    axes[0].set(xlim=(0, 100), xlabel="test score in %, mean ± standard deviation")
-    axes[0].invert_yaxis()
-    if known:
-        heights, seconds = zip(*known)
-        axes[1].semilogx(seconds, heights, "D", ms=5, color="#b05a2c")
-        axes[1].xaxis.set_major_formatter("{x:g}")
-        axes[1].set(xlabel="seconds of training")
-    for ax in axes:
-        ax.grid(axis="y", color="#e5e5e5")
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-    return fig
-
-
-# %% ../nbs/90b_notebooks.ipynb #5444d3aa
-def _label(row: dict) -> str:
-    "Chapter, model and, unless it is an accuracy, the kind of score of a row."
-    return f"{row['chapter']} {row['model']}" + ("" if row["score"] == "accuracy" else f" ({row['score']})")
-
 # %% ../nbs/90b_notebooks.ipynb #1ab47d6d
 def interval(
     scores,       # [..., seeds], in 0..1, all on the same test images
@@ -862,7 +822,7 @@ def refresh(
     only: list[str] | None = None,  # numbers or names of notebooks; None for all
     jobs: int | None = None,        # notebooks side by side; None for what suits the machine
 ) -> list[Run]:
-    """Run the laptop profile, store its outputs in nbs/, redraw the leaderboard. CourseError, after the
+    """Run the laptop profile, store its outputs in nbs/, renew the README's tables. CourseError, after the
     others are stored, if a notebook is not fit for it.
 
     Arguments:
@@ -887,13 +847,8 @@ def refresh(
 
 # %% ../nbs/90b_notebooks.ipynb #d618a9a6
 def _publish(results):
-    "Renew the figures and the two tables of the README."
-    import matplotlib
+    "Renew the figures, the glossary, and the two tables of the README."
     (checkout() / "figures").mkdir(exist_ok=True)
-    with matplotlib.rc_context({"svg.hashsalt": "course"}):
-        leaderboard_figure(results).savefig(
-            checkout() / "figures" / "leaderboard.svg", metadata={"Date": None}
-        )
     for path in chapters(None): _publish_figures(path)
     (checkout() / "nbs" / "glossary.md").write_text(glossary(), encoding="utf-8", newline="\n")
     readme = checkout() / "README.md"
