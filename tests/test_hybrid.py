@@ -11,11 +11,12 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.ssdlite import _mobilenet_extractor
 
-from course_lib import device, hybrid, transfer
+from course_lib import device, hybrid, hybrid_parts, transfer
 from course_lib.cli import main
 from course_lib.core import CourseError, models, open_model
 from course_lib.data import load, pixels, to_float
-from course_lib.hybrid import DETECTOR, Bridge, DetectorClassifier, HybridModel, MultiScale, begin, chosen_scales, cut
+from course_lib.hybrid import Bridge, HybridModel, MultiScale, cut
+from course_lib.hybrid_parts import DETECTOR, begin, chosen_scales
 from course_lib.training import Recipe, groups
 from course_lib.loop import Job, fit
 from course_lib.weights import RAW, at_hand, build, published
@@ -149,21 +150,6 @@ def test_listening_makes_the_last_scales_heard_and_leaves_the_others_alone():
     assert {m.momentum for m in norms} == {0.1} and not any(m.training for m in norms)
 
 
-def test_the_mean_of_all_anchors_is_a_weighted_bridge():
-    torch.manual_seed(0)
-    model = DetectorClassifier(5, enlarge=64).eval()
-    images, total = torch.rand(2, 3, 64, 64), 0
-    with torch.no_grad():
-        maps = model.backbone.maps(images)
-        for m, (depthwise, linear) in zip(maps, model.head.module_list):
-            pooled = depthwise(m).mean((2, 3), keepdim=True)
-            total = total + linear(pooled).view(2, 6, 5).sum(1) * m.shape[2] * m.shape[3]
-        places = sum(m.shape[2] * m.shape[3] for m in maps)
-        assert torch.allclose(model(images), total / (6 * places), atol=1e-5)
-        model.surest = True
-        assert (model(images) > total / (6 * places)).all()
-
-
 # ---- checkpointing
 
 def after_a_step(model, images):
@@ -225,6 +211,7 @@ def test_it_trains_saves_and_opens_without_weights(how, splits, tmp_path, monkey
     assert not list(tmp_path.rglob("*.pt"))
     monkeypatch.setattr(transfer, "pretrained", lambda name: pytest.fail("a bundle needs no published weights"))
     monkeypatch.setattr(hybrid, "pretrained", transfer.pretrained)
+    monkeypatch.setattr(hybrid_parts, "pretrained", transfer.pretrained)
     images = np.array(pixels(splits.test, 32))
     assert np.array_equal(open_model(tmp_path / "bundle").predict_proba(images), trained.predict_proba(images))
 
