@@ -1032,7 +1032,7 @@ def write_student(
         raise CourseError(f"'{out}' holds the course itself: choose another folder")
     if out.exists() and not out.is_dir(): raise CourseError(f"'{out}' is a file: choose a folder")
     (out / "results").mkdir(parents=True, exist_ok=True)
-    for path in [*(checkout() / "nbs" / "results").glob("*.json"), *(checkout() / "nbs").glob("*.md")]:
+    for path in [*(checkout() / "nbs" / "results").iterdir(), *(checkout() / "nbs").glob("*.md")]:
         shutil.copyfile(path, out / path.relative_to(checkout() / "nbs"))
     kept = [out / path.name for path in chapters() if (out / path.name).exists()]
     new = [path for path in chapters() if out / path.name not in kept]
